@@ -1,0 +1,6 @@
+"""One LightningDataModule a kind of data."""
+
+from datamodules.captioned_images import CaptionedDataset, CaptionedImageDataModule
+from datamodules.prompts import PromptDataModule
+
+__all__ = ["CaptionedDataset", "CaptionedImageDataModule", "PromptDataModule"]

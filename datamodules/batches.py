@@ -1,0 +1,77 @@
+"""What a batch holds, for every stage.
+
+Shapes: P prompts, N samples, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """A batch of prompts.
+
+    Attributes:
+        ids: stable integers that key the noise and the groups, length P.
+        texts: prompts, or instructions for edits, length P.
+        categories: semantic category of each, length P.
+        sources: for edits, source images in [0, 1], shape (P, 3, H, W).
+    """
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    categories: tuple[str, ...]
+    sources: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, index: list[int]) -> Prompts:
+        """The prompts at `index`, in that order."""
+        return Prompts(
+            ids=tuple(self.ids[i] for i in index),
+            texts=tuple(self.texts[i] for i in index),
+            categories=tuple(self.categories[i] for i in index),
+            sources=None if self.sources is None else self.sources[index],
+        )
+
+    def parts(self, size: int) -> Iterator[Prompts]:
+        """Pieces of at most `size` prompts, in order."""
+        for start in range(0, len(self), size):
+            yield self.select(list(range(start, min(start + size, len(self)))))
+
+    def repeat_interleave(self, times: int) -> Prompts:
+        """Every prompt `times` times, copies side by side."""
+        return self.select([i for i in range(len(self)) for _ in range(times)])
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same batch with its tensors on `device`."""
+        return self if self.sources is None else replace(self, sources=self.sources.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """Images with the text that describes them; with sources, edit targets with their instructions.
+
+    Attributes:
+        images: float32 in [0, 1], shape (N, 3, H, W).
+        captions: texts, length N.
+        sources: source images in [0, 1], shape (N, 3, H, W); None for text-to-image.
+    """
+
+    images: Tensor
+    captions: tuple[str, ...]
+    sources: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device) -> Captioned:
+        """The same batch with its tensors on `device`."""
+        sources = None if self.sources is None else self.sources.to(device)
+        return replace(self, images=self.images.to(device), sources=sources)

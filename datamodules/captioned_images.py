@@ -1,0 +1,154 @@
+"""Captioned images and edit pairs, mixed, for flow matching.
+
+Shapes: H height, W width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
+
+from datamodules.batches import Captioned
+from datamodules.stream import batch_indices
+
+Example = tuple[Tensor, str, Tensor | None]
+
+
+class CaptionedDataset(ABC):
+    """Images with text. `prepare` may download or render; it runs before anything is read."""
+
+    def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
+        """Make the data ready."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """(image in [0, 1] of shape (3, H, W), caption, source image or None)."""
+
+
+class CaptionedStream(IterableDataset):
+    """An endless stream of batches; examples of similar text length and of one task are batched together.
+
+    A generator evaluates prompts of different length apart, so batches of few lengths are faster. Shuffled pools of
+    `pool` batches are sorted by task and length, cut, and the batches shuffled.
+
+    Args:
+        dataset: the examples.
+        batch_size: examples a batch.
+        seed: of the order.
+        start: the first batch.
+        pool: batches sorted together.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: CaptionedDataset,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        pool: int = 32,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.dataset, self.batch_size, self.seed, self.start = dataset, batch_size, seed, start
+        self.pool = max(1, min(pool, len(dataset) // batch_size))
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Captioned]:
+        number, skip = divmod(self.start, self.pool)
+        while True:
+            pool = batch_indices(len(self.dataset), self.batch_size * self.pool, seed=self.seed, batch=number)
+            examples = sorted((self.dataset[i] for i in pool), key=lambda e: (e[2] is not None, len(e[1].split())))
+            order = torch.randperm(self.pool, generator=torch.Generator().manual_seed(number)).tolist()
+            for position in order[skip:]:
+                batch = examples[position * self.batch_size : (position + 1) * self.batch_size]
+                yield from _by_task(batch[self.rank :: self.world_size])
+            number, skip = number + 1, 0
+
+
+def _by_task(batch: list[Example]) -> Iterator[Captioned]:
+    """The batch as one record; only its larger task where a batch straddles the border between two."""
+    edits = [e for e in batch if e[2] is not None]
+    kept = edits if 2 * len(edits) >= len(batch) else [e for e in batch if e[2] is None]
+    yield Captioned(
+        images=torch.stack([e[0] for e in kept]),
+        captions=tuple(e[1] for e in kept),
+        sources=torch.stack([e[2] for e in kept]) if kept is edits else None,
+    )
+
+
+class CaptionedImageDataModule(LightningDataModule):
+    """Training and validation data of flow matching.
+
+    Args:
+        train: examples to train on.
+        validation: held-out examples.
+        batch_size: examples a step, over all ranks.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, train: CaptionedDataset, validation: CaptionedDataset, batch_size: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}; it must be at least 1.")
+        self.train, self.validation = train, validation
+        self.batch_size, self.seed = batch_size, seed
+        self._position = 0
+
+    @override
+    def prepare_data(self) -> None:
+        self.train.prepare()
+        self.validation.prepare()
+
+    @override
+    def setup(self, stage: str) -> None:
+        self.prepare_data()
+
+    @override
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        stream = CaptionedStream(
+            self.train,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start=self._position,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+        return DataLoader(stream, batch_size=None)
+
+    @override
+    def val_dataloader(self) -> DataLoader:
+        examples = sorted(
+            (self.validation[i] for i in range(len(self.validation))),
+            key=lambda e: (e[2] is not None, len(e[1].split())),
+        )
+        batches: list[Captioned] = []
+        for task in (False, True):
+            chosen = [e for e in examples if (e[2] is not None) is task]
+            for start in range(0, len(chosen), self.batch_size):
+                batches.extend(_by_task(chosen[start : start + self.batch_size]))
+        return DataLoader(batches, batch_size=None, shuffle=False)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict["position"]

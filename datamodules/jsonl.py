@@ -1,0 +1,61 @@
+"""JSON Lines files, with errors that name file, line and field."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_records(path: str | Path, fields: dict[str, type], *, optional: dict[str, type] | None = None) -> list[dict]:
+    """Read one object a line.
+
+    Args:
+        path: the file.
+        fields: required keys and their types.
+        optional: further keys that may be there.
+
+    Raises:
+        ValueError: a missing or empty file, a line that is not an object, a missing, unknown or mistyped key, or an
+            `id` that occurs twice; the message says which line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
+        hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
+        raise ValueError(f"No file '{path}'.{hint}")
+    records, seen = [], {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        record = _check(_parse(line, path, number), fields, optional or {}, f"{path}, line {number}")
+        if "id" in fields and seen.setdefault(record["id"], number) != number:
+            raise ValueError(f"{path}, line {number}: id {record['id']} was used on line {seen[record['id']]} already.")
+        records.append(record)
+    if not records:
+        raise ValueError(f"'{path}' is empty: expected one JSON object a line with the keys {', '.join(fields)}.")
+    return records
+
+
+def _parse(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
+
+
+def _check(record: Any, fields: dict[str, type], optional: dict[str, type], where: str) -> dict:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with the keys {', '.join(fields)}, received {record!r:.80}.")
+    for key in record.keys() - fields.keys() - optional.keys():
+        near = difflib.get_close_matches(key, [*fields, *optional], 1)
+        raise ValueError(f"{where}: unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+    for key, kind in fields.items():
+        if key not in record:
+            raise ValueError(f"{where}: no '{key}'; expected the keys {', '.join(fields)}.")
+    for key, value in record.items():
+        kind = fields.get(key) or optional[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{where}: '{key}' must be {kind.__name__}, received {value!r:.80}.")
+    return record

@@ -1,0 +1,156 @@
+"""Prompts for reinforcement learning, from JSON Lines files `{"id": int, "prompt": str, "category": str}`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
+
+from datamodules.batches import Prompts
+from datamodules.jsonl import read_records
+from datamodules.stream import batch_indices
+
+
+def read_prompts(path: str) -> Prompts:
+    """All prompts of a file.
+
+    Raises:
+        ValueError: see `read_records`.
+    """
+    records = read_records(path, {"id": int, "prompt": str, "category": str})
+    for record in records:
+        if not record["prompt"].strip():
+            raise ValueError(f"'{path}': the prompt with id {record['id']} is blank.")
+    return Prompts(
+        ids=tuple(r["id"] for r in records),
+        texts=tuple(r["prompt"] for r in records),
+        categories=tuple(r["category"] for r in records),
+    )
+
+
+class PromptStream(IterableDataset):
+    """An endless stream of prompt batches, the same for any number of ranks: each takes its slice of a batch.
+
+    Args:
+        prompts: all of them.
+        batch_size: prompts of one iteration, over all ranks.
+        seed: of the order.
+        start: the first iteration.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, prompts: Prompts, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(
+                f"data.prompts_per_step is {batch_size}, which {world_size} ranks cannot share evenly: "
+                f"make it a multiple of {world_size}."
+            )
+        self.prompts, self.batch_size, self.seed, self.start = prompts, batch_size, seed, start
+        self.rank, self.world_size = rank, world_size
+        batch_indices(len(prompts), batch_size, seed=seed, batch=start)  # refuse an impossible size now
+
+    def __iter__(self) -> Iterator[Prompts]:
+        share = self.batch_size // self.world_size
+        batch = self.start
+        while True:
+            indices = batch_indices(len(self.prompts), self.batch_size, seed=self.seed, batch=batch)
+            yield self.prompts.select(indices[self.rank * share : (self.rank + 1) * share])
+            batch += 1
+
+
+class PromptDataModule(LightningDataModule):
+    """Prompt files for `fit`, `validate`, `test` and `predict`.
+
+    Args:
+        train_file: prompts to train on.
+        validation_file: fixed prompts that are sampled with fixed noise as training goes on.
+        test_file: held-out prompts for `test` and `predict`.
+        prompts_per_step: prompts of one iteration, over all ranks.
+        eval_batch_size: prompts sampled at a time in `validate`, `test` and `predict`.
+        max_validation: use at most so many validation prompts, spread over the file; None for all.
+        max_test: the same for test prompts.
+        seed: of the order of training prompts.
+    """
+
+    def __init__(
+        self,
+        train_file: str,
+        validation_file: str,
+        test_file: str,
+        prompts_per_step: int = 8,
+        eval_batch_size: int = 64,
+        max_validation: int | None = None,
+        max_test: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if prompts_per_step < 1 or eval_batch_size < 1:
+            raise ValueError(
+                f"data.prompts_per_step ({prompts_per_step}) and data.eval_batch_size ({eval_batch_size}) must be at "
+                "least 1."
+            )
+        self.prompts_per_step = prompts_per_step
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        # Read here rather than in `setup`: a bad file must end the run before a model loads.
+        self.train = read_prompts(train_file)
+        self.validation = _spread(read_prompts(validation_file), max_validation, "max_validation")
+        self.test = _spread(read_prompts(test_file), max_test, "max_test")
+        shared = set(self.train.ids) & set(self.test.ids)
+        if shared:
+            raise ValueError(
+                f"'{train_file}' and '{test_file}' share {len(shared)} ids (for example {min(shared)}): ids key the "
+                "noise and tell held-out prompts apart, so they must differ."
+            )
+        self._position = 0
+
+    @override
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        stream = PromptStream(
+            self.train,
+            batch_size=self.prompts_per_step,
+            seed=self.seed,
+            start=self._position,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+        return DataLoader(stream, batch_size=None)
+
+    @override
+    def val_dataloader(self) -> DataLoader:
+        return self._fixed(self.validation)
+
+    @override
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed(self.test)
+
+    @override
+    def predict_dataloader(self) -> DataLoader:
+        return self._fixed(self.test)
+
+    def _fixed(self, prompts: Prompts) -> DataLoader:
+        return DataLoader(list(prompts.parts(self.eval_batch_size)), batch_size=None, shuffle=False)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict["position"]
+
+
+def _spread(prompts: Prompts, most: int | None, name: str) -> Prompts:
+    """At most `most` prompts, evenly spread over the file, so that every category of a sorted file is there."""
+    if most is None or most >= len(prompts):
+        return prompts
+    if most < 1:
+        raise ValueError(f"data.{name} is {most}; it must be at least 1, or null for all.")
+    return prompts.select([i * len(prompts) // most for i in range(most)])

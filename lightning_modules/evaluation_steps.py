@@ -1,0 +1,131 @@
+"""`validate`, `test` and `predict` for every module that draws images.
+
+The same prompts always get the same noise, so two checkpoints differ by their weights alone.
+
+Shapes: P prompts, M images a prompt, N = P M samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from datamodules.batches import Captioned, Prompts
+from lightning_modules.sampling import Sampler
+from lightning_modules.scoring import score_all
+from models import ImageModel
+from rewards import Reward, Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Images of a batch of prompts with their scores.
+
+    Attributes:
+        prompts: one entry an image, length N.
+        images: in [0, 1], shape (N, 3, H, W).
+        scores: raw scores (N,) by name of the scorer; NaN where one could not score.
+    """
+
+    prompts: Prompts
+    images: Tensor
+    scores: Mapping[str, Tensor]
+
+
+class EvaluationSteps(LightningModule):
+    """Draws images of fixed prompts from fixed noise and scores them.
+
+    A subclass sets `model`, `sampler`, `rewards` and `judges`. Callbacks read `drawn`, the batch just made.
+    """
+
+    model: ImageModel | None
+    sampler: Sampler
+    rewards: dict[str, Reward]
+    judges: dict[str, Reward]
+    #: images a prompt in `validate`, and in `test` and `predict`
+    val_members = 1
+    test_members = 1
+    drawn: Drawn | None = None
+
+    @override
+    def transfer_batch_to_device(self, batch: Prompts | Captioned, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device)  # Lightning's own transfer refuses frozen dataclasses
+
+    def draw(self, batch: Prompts, scorers: Mapping[str, Reward], members: int) -> Drawn:
+        """`members` images a prompt, scored by every scorer."""
+        self.model.transformer.eval()
+        images = self.sampler.images(self.model, batch, members=members)
+        repeated = batch.repeat_interleave(members)
+        samples = Samples(
+            images=images, prompts=repeated.texts, categories=repeated.categories, sources=repeated.sources
+        )
+        scores = score_all(scorers, samples) if scorers else torch.zeros(len(samples), 0)
+        self.drawn = Drawn(
+            prompts=repeated, images=images, scores={name: scores[:, k] for k, name in enumerate(scorers)}
+        )
+        return self.drawn
+
+    # ----------------------------------------------------------------- validate
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self._means: dict[str, MeanMetric] = {}
+
+    @override
+    def validation_step(self, batch: Prompts, batch_idx: int) -> None:
+        self._collect(self.draw(batch, self.rewards, self.val_members))
+
+    def _collect(self, drawn: Drawn) -> None:
+        for name, scores in drawn.scores.items():
+            for category in sorted(set(drawn.prompts.categories)):
+                index = [i for i, c in enumerate(drawn.prompts.categories) if c == category]
+                for key in (f"{name}/{category}", f"{name}/mean"):
+                    metric = self._means.setdefault(key, MeanMetric(nan_strategy="ignore").to(self.device))
+                    metric.update(scores[index].to(self.device))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{key}": metric.compute() for key, metric in sorted(self._means.items())})
+
+    # ----------------------------------------------------------------- test
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self._means = {}
+        self._rows: list[dict[str, Any]] = []
+
+    @override
+    def test_step(self, batch: Prompts, batch_idx: int) -> None:
+        scorers = self.rewards | {f"judge/{name}": judge for name, judge in self.judges.items()}
+        drawn = self.draw(batch, scorers, self.test_members)
+        self._collect(drawn)
+        for i, (identifier, text, category) in enumerate(
+            zip(drawn.prompts.ids, drawn.prompts.texts, drawn.prompts.categories, strict=True)
+        ):
+            row = {"id": identifier, "prompt": text, "category": category, "member": i % self.test_members}
+            # NaN is not JSON: a score that could not be given is null.
+            scores = {name: None if torch.isnan(s[i]) else round(float(s[i]), 6) for name, s in drawn.scores.items()}
+            self._rows.append(row | {"scores": scores})
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{key}": metric.compute() for key, metric in sorted(self._means.items())})
+        if self.trainer.log_dir is not None and self.trainer.is_global_zero:
+            path = Path(self.trainer.log_dir) / "test_scores.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
+
+    # ----------------------------------------------------------------- predict
+
+    @override
+    def predict_step(self, batch: Prompts, batch_idx: int) -> Drawn:
+        return self.draw(batch, {}, self.test_members)

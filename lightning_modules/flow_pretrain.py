@@ -1,0 +1,140 @@
+"""Flow matching on captioned images and edit pairs: makes the demo's base, and plain fine-tuning of any base.
+
+Shapes: N samples, S latent tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from datamodules.batches import Captioned
+from flow.noise import Stream, batch_noise, keyed_generator
+from flow.objectives import velocity_matching_loss
+from flow.schedule import noise_latents
+from models import ImageModel, load_image_model
+from models.loading import check_model_path
+
+
+class FlowPretrain(LightningModule):
+    """Regresses the velocity v = eps - x_0 at a random noise level; captions are dropped at random for guidance.
+
+    Args:
+        model_path: where to start, a directory in the diffusers layout.
+        image_size: height and width in pixels.
+        optimizer: of the trainable weights.
+        lr_scheduler: stepped after every batch; None keeps the rate.
+        train_text_encoder: train the text encoder along with the transformer (a tiny one starts from nothing).
+        caption_dropout: share of captions replaced by the blank prompt, in [0, 1).
+        timestep_shift: noise levels are s u / (1 + (s - 1) u) with u uniform: above 1, more time at high noise.
+        gradient_clip: largest gradient norm.
+        seed: of noise, noise levels and dropped captions.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        image_size: int,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        train_text_encoder: bool = False,
+        caption_dropout: float = 0.1,
+        timestep_shift: float = 3.0,
+        gradient_clip: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_model_path(model_path)
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(
+                f"model.caption_dropout is {caption_dropout}; it is a share in [0, 1). At 1 no caption is ever read."
+            )
+        if timestep_shift <= 0:
+            raise ValueError(f"model.timestep_shift is {timestep_shift}; it must be positive (1 is uniform).")
+        self.model_path = model_path
+        self.image_size = image_size
+        self.make_optimizer = optimizer
+        self.make_scheduler = lr_scheduler
+        self.train_text_encoder = train_text_encoder
+        self.caption_dropout = caption_dropout
+        self.timestep_shift = timestep_shift
+        self.gradient_clip = gradient_clip
+        self.seed = seed
+        self.model: ImageModel | None = None
+        self.validation_loss = MeanMetric()
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        self.model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
+        self.model.transformer.requires_grad_(True)
+        if self.train_text_encoder:
+            self.model.text_encoder.requires_grad_(True)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @override
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, self.gradient_clip, gradient_clip_algorithm="norm")
+
+    @override
+    def transfer_batch_to_device(self, batch: Captioned, device: torch.device, dataloader_idx: int) -> Captioned:
+        return batch.to(device)
+
+    @override
+    def training_step(self, batch: Captioned, batch_idx: int) -> Tensor:
+        step = self.global_step
+        dropped = torch.rand(len(batch), generator=self._generator(step, Stream.DROPOUT)) < self.caption_dropout
+        captions = [("" if drop else text) for text, drop in zip(batch.captions, dropped.tolist(), strict=True)]
+        loss = self._loss(batch, captions, step)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    @override
+    def validation_step(self, batch: Captioned, batch_idx: int) -> None:
+        # The same noise every time, so the curve shows the weights and nothing else.
+        self.validation_loss.update(self._loss(batch, list(batch.captions), -1 - batch_idx), weight=len(batch))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.validation_loss.compute(), prog_bar=True)
+        self.validation_loss.reset()
+
+    def _loss(self, batch: Captioned, captions: list[str], step: int) -> Tensor:
+        x_0 = self.model.encode_images(batch.images)
+        uniform = torch.rand(len(batch), generator=self._generator(step, Stream.TIMESTEP)).to(x_0.device)
+        sigma = self.timestep_shift * uniform / (1 + (self.timestep_shift - 1) * uniform)
+        noise = batch_noise(
+            tuple(x_0.shape[1:]),
+            seed=self.seed,
+            step=step,
+            ids=range(len(batch)),
+            members=[self.global_rank] * len(batch),
+            stream=Stream.FORWARD,
+        ).to(x_0.device)
+        with torch.set_grad_enabled(self.train_text_encoder and torch.is_grad_enabled()):
+            conditioning = self.model.encode(captions, batch.sources)
+        velocity = self.model.velocity(noise_latents(x_0, noise, sigma), sigma, conditioning)
+        loss, _ = velocity_matching_loss(velocity, noise - x_0)
+        return loss
+
+    def _generator(self, step: int, stream: Stream) -> torch.Generator:
+        return keyed_generator(seed=self.seed, step=step, sample_id=self.global_rank, member=0, stream=stream)
+
+    def export(self, path: str | Path) -> None:
+        """Write the generator in the diffusers layout."""
+        self.model.save_pretrained(path)

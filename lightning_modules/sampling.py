@@ -1,0 +1,170 @@
+"""Drawing images from an `ImageModel`: guidance, keyed noise, groups.
+
+Shapes: P prompts, G images a prompt, N = P G samples, S latent tokens, C latent channels, K recorded steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datamodules.batches import Prompts
+from flow.guidance import Guidance, guide
+from flow.noise import Stream, batch_noise
+from flow.rollout import Trajectory, rollout
+from models import Conditioning, ImageModel
+
+VelocityFn = Callable[[Tensor, int, float], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A way to draw images: schedule, guidance and the noise's seed.
+
+    Attributes:
+        sigmas: schedule, float32 (T + 1,).
+        guidance: scale and interval.
+        size: height and width in pixels.
+        seed: of the noise.
+    """
+
+    sigmas: Tensor
+    guidance: Guidance
+    size: tuple[int, int]
+    seed: int
+
+    def initial_noise(
+        self,
+        model: ImageModel,
+        *,
+        step: int,
+        ids: Sequence[int],
+        members: Sequence[int],
+        stream: Stream = Stream.INITIAL,
+    ) -> Tensor:
+        """Noise (N, S, C) that depends on (seed, step, id, member) alone, whatever else is in the batch."""
+        shape = model.latent_shape(*self.size)
+        noise = batch_noise(shape, seed=self.seed, step=step, ids=ids, members=members, stream=stream)
+        return noise.to(next(model.transformer.parameters()).device)
+
+    @torch.no_grad()
+    def images(self, model: ImageModel, prompts: Prompts, *, members: int = 1, batch_size: int = 128) -> Tensor:
+        """Draw `members` images a prompt by ODE, from noise fixed by (seed, prompt id, member).
+
+        Returns:
+            images in [0, 1], shape (P * members, 3, H, W), members of a prompt side by side.
+        """
+        made = []
+        for part in prompts.parts(max(1, batch_size // members)):
+            noise = self.initial_noise(
+                model,
+                step=0,
+                ids=part.repeat_interleave(members).ids,
+                members=list(range(members)) * len(part),
+                stream=Stream.EVALUATION,
+            )
+            velocity = self.velocity(model, part.texts, part.sources, repeats=members)
+            made.append(model.decode(rollout(velocity, noise, self.sigmas).latents, size=self.size))
+        return torch.cat(made)
+
+    @torch.no_grad()
+    def velocity(
+        self, model: ImageModel, texts: Sequence[str], sources: Tensor | None = None, *, repeats: int = 1
+    ) -> VelocityFn:
+        """The guided velocity of each text, `repeats` samples a text, with the prefix computed once.
+
+        Guidance keeps the source image in both branches.
+        """
+        conditional = model.cache_prefix(model.encode(texts, sources, size=self.size))
+        blank = [""] * (1 if sources is None else len(texts))
+        unconditional = None
+        if self.guidance.scale != 1:
+            unconditional = model.cache_prefix(model.encode(blank, sources, size=self.size))
+            if sources is None:  # one blank prompt serves them all
+                unconditional = unconditional.select([0] * len(texts))
+        return guided_velocity(
+            model,
+            conditional.repeat_interleave(repeats),
+            None if unconditional is None else unconditional.repeat_interleave(repeats),
+            self.guidance,
+        )
+
+
+def guided_velocity(
+    model: ImageModel, conditional: Conditioning, unconditional: Conditioning | None, guidance: Guidance
+) -> VelocityFn:
+    """A rollout's velocity: conditional, plus guidance where it is active.
+
+    Args:
+        model: evaluates the branches.
+        conditional: of N samples.
+        unconditional: of the same samples with a blank prompt; None where guidance is off.
+        guidance: scale and interval of sigma.
+    """
+
+    def velocity(latents: Tensor, _index: int, sigma: float) -> Tensor:
+        v = model.velocity(latents, sigma, conditional)
+        if unconditional is None or not guidance.active(sigma):
+            return v
+        return guide(v, model.velocity(latents, sigma, unconditional), guidance.scale, rescale=guidance.rescale)
+
+    return velocity
+
+
+def group_rollout(
+    model: ImageModel,
+    sampler: Sampler,
+    prompts: Prompts,
+    *,
+    group_size: int,
+    step: int,
+    transition: str,
+    noise_level: float,
+    stochastic_steps: tuple[int, ...],
+    shared_noise: bool,
+) -> Trajectory:
+    """Roll out G images a prompt, stochastic only at the given steps, and keep the states there.
+
+    With shared noise the steps before the first stochastic one are computed once a prompt.
+
+    Returns:
+        trajectory of N = P G samples, members of a group side by side.
+    """
+    ids = [i for i in prompts.ids for _ in range(group_size)]
+    members = list(range(group_size)) * len(prompts)
+    start, prefix_end = 0, stochastic_steps[0] if shared_noise and stochastic_steps else 0
+    if shared_noise:
+        noise = sampler.initial_noise(model, step=step, ids=prompts.ids, members=[0] * len(prompts))
+        if prefix_end:
+            single = sampler.velocity(model, prompts.texts, prompts.sources)
+            noise = rollout(single, noise, sampler.sigmas, stop=prefix_end).latents
+            start = prefix_end
+        noise = noise.repeat_interleave(group_size, dim=0)
+    else:
+        noise = sampler.initial_noise(model, step=step, ids=ids, members=members)
+
+    def step_noise(index: int) -> Tensor:
+        drawn = batch_noise(
+            tuple(noise.shape[1:]),
+            seed=sampler.seed,
+            step=step,
+            ids=ids,
+            members=members,
+            stream=Stream.STEP,
+            index=index,
+        )
+        return drawn.to(noise.device)
+
+    return rollout(
+        sampler.velocity(model, prompts.texts, prompts.sources, repeats=group_size),
+        noise,
+        sampler.sigmas,
+        kind=transition,
+        noise_level=noise_level,
+        stochastic_steps=stochastic_steps,
+        step_noise=step_noise,
+        start=start,
+    )

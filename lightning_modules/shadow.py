@@ -1,0 +1,66 @@
+"""A second copy of the trainable weights: the EMA, or the old policy of NFT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class ShadowWeights:
+    """Copies of a module's trainable parameters that can be blended and swapped in.
+
+    Elementwise on whatever tensors the parameters are, so it holds for shards as well.
+
+    Args:
+        module: its parameters that require gradients are shadowed, starting from their present values.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._shadow = {name: p.detach().clone() for name, p in self._live.items()}
+
+    @torch.no_grad()
+    def blend(self, decay: float) -> None:
+        """shadow <- decay * shadow + (1 - decay) * live, with decay in [0, 1]."""
+        for name, live in self._live.items():
+            self._shadow[name].lerp_(live.detach(), 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the shadow's values with the live ones, in place."""
+        for name, live in self._live.items():
+            held = live.detach().clone()
+            live.detach().copy_(self._shadow[name])
+            self._shadow[name].copy_(held)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module computes with the shadow's values inside the block, whatever happens there."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The shadow's tensors by parameter name."""
+        return dict(self._shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: other parameters than the module's.
+        """
+        if state.keys() != self._shadow.keys():
+            differing = sorted(state.keys() ^ self._shadow.keys())[:3]
+            raise ValueError(
+                f"The checkpoint's shadow weights belong to another set of trainable parameters (for example "
+                f"{', '.join(differing)}). Was the run started with another model.lora setting?"
+            )
+        for name, tensor in state.items():
+            self._shadow[name].copy_(tensor)

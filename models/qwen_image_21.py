@@ -1,0 +1,252 @@
+"""Qwen-Image 2.1: one single-stream transformer for text-to-image and editing.
+
+Text and source-image tokens are modulated at t = 0 (`causal_condition`), so their keys and values depend on
+neither the timestep nor the target: the "prefix". It is computed once a distinct prompt and shared by every
+sample of a group, with or without gradient.
+
+Shapes: N samples, P distinct prompts, L text tokens, D text channels, S latent tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import QwenImage21Pipeline
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+from PIL import Image
+from torch import Tensor
+
+from flow.schedule import sigma_schedule
+from models.image_model import Conditioning, ImageModel
+from models.images import to_uint8
+
+#: how many latent tokens one image slot of the vision-language encoder stands for
+TOKENS_A_SLOT = 4
+#: height and width in pixels the released checkpoint is made for
+NATIVE_SIZE = (1024, 1024)
+
+
+class QwenImage21(ImageModel):
+    """The Qwen-Image 2.1 family, real or tiny, around the components of diffusers' own pipeline.
+
+    Args:
+        pipeline: holds scheduler, VAE, text encoder, processor and transformer.
+        image_size: default height and width in pixels.
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q", "to_k", "to_v", "to_out.0", "img_mlp.proj", "img_mlp.gate_layer", "img_mlp.out",
+    )  # fmt: skip
+
+    def __init__(self, pipeline: QwenImage21Pipeline, *, image_size: tuple[int, int] = NATIVE_SIZE) -> None:
+        super().__init__()
+        self.transformer = pipeline.transformer
+        self.text_encoder = pipeline.text_encoder
+        self.vae = pipeline.vae
+        # The pipeline class assumes 16x; the VAE knows its own compression.
+        pipeline.vae_scale_factor = self.vae.config.scale_factor_spatial
+        self._pipeline = pipeline
+        self.image_size = image_size
+        channels = (1, self.vae.config.z_dim, 1, 1, 1)
+        self.register_buffer("latents_mean", torch.tensor(self.vae.config.latents_mean).view(channels), persistent=False)
+        self.register_buffer("latents_std", torch.tensor(self.vae.config.latents_std).view(channels), persistent=False)
+        self.freeze_all_but_transformer()
+
+    @property
+    def pipeline(self) -> QwenImage21Pipeline:
+        """Diffusers' own pipeline over the same modules, ready to call."""
+        return self._pipeline
+
+    # ----------------------------------------------------------------- geometry and schedule
+
+    def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Height and width in latent tokens.
+
+        Raises:
+            ValueError: a side that is no multiple of two latent tokens (a slot is a 2 x 2 group).
+        """
+        multiple = 2 * self._pipeline.vae_scale_factor
+        height, width = size or self.image_size
+        if height % multiple or width % multiple or min(height, width) < multiple:
+            raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
+        return height // self._pipeline.vae_scale_factor, width // self._pipeline.vae_scale_factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int]:
+        """See `ImageModel.latent_shape`."""
+        return math.prod(self.grid((height, width))), self.vae.config.z_dim
+
+    def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
+        """See `ImageModel.sigmas`."""
+        return sigma_schedule(self._pipeline.scheduler, num_steps, image_tokens=math.prod(self.grid(size)))
+
+    # ----------------------------------------------------------------- conditioning
+
+    def encode(
+        self, prompts: Sequence[str], images: Tensor | None = None, *, size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        """See `ImageModel.encode`. Gradients reach the text encoder if its weights require them."""
+        embeds, slots = self._embed_text(prompts, images)
+        return Conditioning(
+            embeds=embeds,
+            image_slots=slots,
+            target_grid=self.grid(size),
+            source_grid=None if images is None else self.grid((images.shape[2], images.shape[3])),
+            source_latents=None if images is None else self.encode_images(images),
+            rows=torch.arange(len(prompts)),
+        )
+
+    def _embed_text(self, prompts: Sequence[str], images: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        pipe, device = self._pipeline, self.device
+        # Qwen has no start token: the encoder needs at least a blank to read.
+        template = pipe.prompt_template_t2i if images is None else pipe.prompt_template_ti2i
+        inputs: dict[str, object] = {"text": [template.format(p or " ") for p in prompts]}
+        if images is not None:
+            inputs["images"] = [Image.fromarray(image) for image in to_uint8(images)]
+        batch = pipe.processor(**inputs, padding=True, padding_side="left", return_tensors="pt").to(device)
+        hidden = self._last_hidden_state(dict(batch))
+        ids, kept = batch["input_ids"], batch["attention_mask"].bool()
+        drop = pipe._drop_idx  # the system message, which the transformer never reads
+        embeds = tuple(hidden[i][kept[i]][drop:] for i in range(len(prompts)))
+        slots = tuple((ids[i][kept[i]] == pipe._img_token_id)[drop:] for i in range(len(prompts)))
+        return embeds, slots
+
+    def _last_hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Output of the last decoder layer before the final norm: what the transformer was trained on."""
+        captured: list[Tensor] = []
+        norm = self.text_encoder.model.language_model.norm
+        handle = norm.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
+        try:
+            self.text_encoder.model(**inputs, use_cache=False)
+        finally:
+            handle.remove()
+        return captured[-1]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
+        rgba = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)[:, :, None]
+        posterior = self.vae.encode(rgba.to(self.vae.dtype) * 2 - 1).latent_dist
+        latents = (posterior.mode() - self.latents_mean) / self.latents_std
+        return latents.flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """See `ImageModel.decode`."""
+        spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size))).to(self.vae.dtype)
+        images = self.vae.decode(spatial * self.latents_std + self.latents_mean).sample[:, :3, 0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    # ----------------------------------------------------------------- the denoising evaluation
+
+    @torch.no_grad()
+    def cache_prefix(self, conditioning: Conditioning) -> Conditioning:
+        """See `ImageModel.cache_prefix`: keys and values of every distinct prompt, one cache a prompt length."""
+        prefix: dict[int, tuple[QwenImage21KVCache, int]] = {}
+        for prompts in _by_layout(conditioning, conditioning.rows.unique().tolist()):
+            cache = self._extract(conditioning, prompts)
+            prefix |= {prompt: (cache, position) for position, prompt in enumerate(prompts)}
+        return replace(conditioning, prefix=prefix)
+
+    def velocity(self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        """See `ImageModel.velocity`. Samples are evaluated by prompt length, so none is ever padded."""
+        if latents.shape[0] != len(conditioning):
+            raise ValueError(f"{latents.shape[0]} latents for a conditioning of {len(conditioning)} samples.")
+        sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(latents.shape[0])
+        rows = conditioning.rows.tolist()
+        buckets = list(_by_layout(conditioning, range(len(rows)), rows))
+        if len(buckets) == 1:
+            return self._bucket_velocity(latents, sigmas, conditioning, rows)
+        order = torch.tensor([i for bucket in buckets for i in bucket])
+        outputs = [
+            self._bucket_velocity(latents[bucket], sigmas[bucket], conditioning, [rows[i] for i in bucket])
+            for bucket in buckets
+        ]
+        return torch.cat(outputs)[order.argsort().to(latents.device)]
+
+    def _bucket_velocity(self, latents: Tensor, sigmas: Tensor, conditioning: Conditioning, rows: list[int]) -> Tensor:
+        """Velocity of samples that share a layout."""
+        prompts = sorted(set(rows))
+        if conditioning.prefix is not None:
+            cache, _ = conditioning.prefix[rows[0]]
+            index = [conditioning.prefix[row][1] for row in rows]
+        elif len(prompts) < len(rows):
+            cache = self._extract(conditioning, prompts)
+            index = [prompts.index(row) for row in rows]
+        else:  # nothing to share: one pass over prefix and target together
+            return self._forward(latents, sigmas, conditioning, rows, None, None)
+        expanded = QwenImage21KVCache(len(self.transformer.transformer_blocks))
+        which = torch.tensor(index, device=latents.device)
+        for source, target in zip(cache.layer_caches, expanded.layer_caches, strict=True):
+            target.store(source.k[which], source.v[which])
+        return self._forward(latents, sigmas, conditioning, rows, expanded, "cached")
+
+    def _extract(self, conditioning: Conditioning, prompts: list[int]) -> QwenImage21KVCache:
+        """Prefix keys and values of prompts that share a layout. The target tokens fed along cannot reach them."""
+        cache = QwenImage21KVCache(len(self.transformer.transformer_blocks))
+        tokens, channels = math.prod(conditioning.target_grid), self.transformer.config.in_channels
+        blank = torch.zeros(len(prompts), tokens, channels, device=self.device)
+        self._forward(blank, blank.new_zeros(len(prompts)), conditioning, prompts, cache, "extract")
+        return cache
+
+    def _forward(
+        self,
+        latents: Tensor,
+        sigmas: Tensor,
+        conditioning: Conditioning,
+        rows: list[int],
+        cache: QwenImage21KVCache | None,
+        mode: str | None,
+    ) -> Tensor:
+        dtype, tokens = self.transformer.dtype, latents.shape[1]
+        hidden = latents.to(dtype)
+        shapes = [(1, *conditioning.target_grid)]
+        if conditioning.source_latents is not None and conditioning.source_grid is not None:
+            hidden = torch.cat([conditioning.source_latents[rows].to(dtype), hidden], dim=1)
+            shapes.insert(0, (1, *conditioning.source_grid))
+        slots = conditioning.image_slots[rows[0]]
+        mask = torch.cat([slots, slots.new_ones(tokens // TOKENS_A_SLOT)]).expand(len(rows), -1)
+        output = self.transformer(
+            hidden_states=hidden,
+            encoder_hidden_states=torch.stack([conditioning.embeds[row] for row in rows]).to(dtype),
+            timestep=sigmas,
+            img_shapes=[shapes] * len(rows),
+            img_mask=mask,
+            kv_cache=cache,
+            kv_cache_mode=mode,
+            return_dict=False,
+        )[0]
+        return output[:, -tokens:].float()
+
+    # ----------------------------------------------------------------- loading and saving
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lives."""
+        return next(self.transformer.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, image_size: tuple[int, int] = NATIVE_SIZE, dtype: torch.dtype = torch.float32
+    ) -> QwenImage21:
+        """See `ImageModel.from_pretrained`."""
+        return cls(QwenImage21Pipeline.from_pretrained(str(path), torch_dtype=dtype), image_size=image_size)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """See `ImageModel.save_pretrained`."""
+        self._pipeline.save_pretrained(str(path))
+
+
+def _by_layout(
+    conditioning: Conditioning, items: Sequence[int] | range, rows: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Split items into lists whose prompts have the same number of text tokens; `rows[item]` is its prompt."""
+    buckets: dict[int, list[int]] = {}
+    for item in items:
+        prompt = item if rows is None else rows[item]
+        buckets.setdefault(conditioning.embeds[prompt].shape[0], []).append(item)
+    yield from (buckets[length] for length in sorted(buckets))
