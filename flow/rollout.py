@@ -52,8 +52,8 @@ def rollout(
 ) -> Trajectory:
     """Denoise x along the schedule: the ODE everywhere but at the stochastic steps, which are recorded.
 
-    The recorded steps can be replayed exactly: with `store_dtype`, x is rounded to it before a recorded step's
-    velocity is evaluated, and x_next before it is carried on, so what is stored is what was computed with.
+    The recorded steps can be replayed exactly: with `store_dtype`, x is rounded to it before a recorded
+    step's velocity is evaluated, and x_next before it is carried on, so what is stored is what was used.
 
     Args:
         velocity: the (guided) velocity, called once a step.
