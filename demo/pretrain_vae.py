@@ -72,6 +72,7 @@ def main() -> None:
     """Parse the command line, train, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--start", type=Path, default=None, help="go on from this directory's weights")
     parser.add_argument("--scenes", type=int, default=12000, help="renders of the training split")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32)
@@ -83,7 +84,8 @@ def main() -> None:
     data = render_scenes(args.seed, range(args.scenes), "train", workers=2, cache_dir=args.cache)
     images = from_uint8(data.images)
     torch.manual_seed(args.seed)
-    vae = build_vae().to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    vae = build_vae() if args.start is None else AutoencoderKLQwenImage21.from_pretrained(args.start)
+    vae = vae.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     train(vae, images[:-HELD_OUT], steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
     mean, std = latent_statistics(vae, images[:2000])
     vae.register_to_config(latents_mean=mean, latents_std=std)

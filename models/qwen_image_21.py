@@ -234,7 +234,7 @@ class QwenImage21(ImageModel):
         cls, path: str | Path, *, image_size: tuple[int, int] = NATIVE_SIZE, dtype: torch.dtype = torch.float32
     ) -> QwenImage21:
         """See `ImageModel.from_pretrained`."""
-        return cls(QwenImage21Pipeline.from_pretrained(str(path), torch_dtype=dtype), image_size=image_size)
+        return cls(QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype), image_size=image_size)
 
     def save_pretrained(self, path: str | Path) -> None:
         """See `ImageModel.save_pretrained`."""

@@ -1,0 +1,19 @@
+"""One callback a file."""
+
+from callbacks.ema import WeightEMA
+from callbacks.export import ExportModel
+from callbacks.image_writer import ImageWriter
+from callbacks.phase_timer import PhaseTimer
+from callbacks.progress import PhaseProgressBar
+from callbacks.sample_grids import SampleGrids
+from callbacks.tensorboard_layout import TensorBoardLayout
+
+__all__ = [
+    "ExportModel",
+    "ImageWriter",
+    "PhaseProgressBar",
+    "PhaseTimer",
+    "SampleGrids",
+    "TensorBoardLayout",
+    "WeightEMA",
+]

@@ -1,0 +1,65 @@
+"""An exponential moving average of the trained weights, used for validation and export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_modules.shadow import ShadowWeights
+
+
+class WeightEMA(Callback):
+    """Keeps `ema <- decay ema + (1 - decay) weights` and swaps it in while the module validates.
+
+    Elementwise on each rank's own tensors: nothing is gathered or deep-copied, so it holds for sharded weights.
+
+    Args:
+        decay: in [0, 1); 0 follows the weights.
+        every: optimizer steps between updates.
+    """
+
+    def __init__(self, decay: float = 0.9, every: int = 1) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"WeightEMA decay is {decay}; it must lie in [0, 1). At 1 nothing would ever be learnt.")
+        if every < 1:
+            raise ValueError(f"WeightEMA every is {every}; it must be at least 1.")
+        self.decay, self.every = decay, every
+        self.shadow: ShadowWeights | None = None
+        self._restored: dict[str, Any] | None = None
+        self._last_step = 0
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shadow = ShadowWeights(pl_module)
+        if self._restored is not None:
+            self.shadow.load_state_dict(self._restored["weights"])
+            self._last_step = self._restored["last_step"]
+            self._restored = None
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step - self._last_step >= self.every:
+            self._last_step = trainer.global_step
+            self.shadow.blend(self.decay)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.shadow is not None:
+            self.shadow.swap()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.shadow is not None:
+            self.shadow.swap()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self.shadow is None:
+            return {}
+        return {"weights": self.shadow.state_dict(), "last_step": self._last_step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None

@@ -1,0 +1,60 @@
+"""Image grids of the same prompts from the same noise, as training goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from typing_extensions import override
+
+from datamodules.batches import Prompts
+from evaluation.grids import image_grid
+
+
+class SampleGrids(Callback):
+    """Puts a grid a category into TensorBoard at every validation, and the prompts as text once.
+
+    It shows what the validation drew anyway, so it costs no forward of its own.
+
+    Args:
+        per_category: images of each category.
+    """
+
+    def __init__(self, per_category: int = 8) -> None:
+        if per_category < 1:
+            raise ValueError(f"SampleGrids per_category is {per_category}; it must be at least 1.")
+        self.per_category = per_category
+        self._images: dict[str, list[Tensor]] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._described = False
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._texts = {}, {}
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        prompts: Prompts = pl_module.drawn.prompts
+        for image, text, category in zip(pl_module.drawn.images, prompts.texts, prompts.categories, strict=True):
+            kept = self._images.setdefault(category, [])
+            if len(kept) < self.per_category:
+                kept.append(image.cpu())
+                self._texts.setdefault(category, []).append(text)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        writer = trainer.logger.experiment
+        for category, images in sorted(self._images.items()):
+            grid = image_grid(torch.stack(images), columns=min(8, len(images)))
+            writer.add_image(f"samples/{category}", grid, trainer.global_step)
+            if not self._described:
+                listing = "\n".join(f"{i + 1}. {text}" for i, text in enumerate(self._texts[category]))
+                writer.add_text(f"samples/{category}", listing, trainer.global_step)
+        self._described = True
