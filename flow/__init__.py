@@ -10,7 +10,9 @@ The convention, everywhere in this project, is that of diffusers and of arXiv 26
 
 Parts of the literature run time the other way, data at t = 1: check before copying a formula from a paper.
 
-Everything is computed in float32 (group statistics in float64), whatever dtype comes in. `rollout` is imported from its module, `flow.rollout`, whose name it would hide here.
+Everything is computed in float32 (group statistics in float64), whatever dtype comes in.
+
+The function `rollout` is imported from its module, `flow.rollout`, whose name it would hide here.
 """
 
 from flow.advantages import group_advantages

@@ -90,11 +90,11 @@ def guarded_inputs(shift: float) -> tuple[Tensor, dict]:
 
 def test_guarded_ratio_is_the_mean_shift_along_the_noise() -> None:
     # With x_next = mean_old + std z, the re-centred log-ratio is mean((mean - mean_old) z) at any std.
-    _, given = guarded_inputs(shift=0.01)
+    _, given = guarded_inputs(shift=3.0)
     shift = (given["mean"] - given["mean_old"]).detach().double()
     log_ratio = (shift * normal(3).double()).mean(dim=(1, 2))
     ratio = log_ratio.exp()
-    a, e = ADVANTAGES.double(), 5e-5
+    a, e = ADVANTAGES.double(), 0.03
     rows = torch.maximum(-a * ratio, -a * ratio.clamp(1 - e, 1 + e)) / 0.05
     loss, metrics = guarded_policy_loss(**given, clip_range=e)
     torch.testing.assert_close(loss.double(), rows.mean(), rtol=2e-5, atol=0.0)

@@ -1,0 +1,132 @@
+"""What a report is made of: records that check themselves, so that mistakes show before anything is written.
+
+Shapes: H height, W width in pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from evaluation.arena import Rating
+from evaluation.curves import Curve
+from evaluation.statistics import Interval
+
+TASKS = ("t2i", "edit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """What every model made of one prompt.
+
+    Attributes:
+        prompt: the prompt; for an edit, the instruction.
+        images: model name to its image, float in [0, 1], shape (3, H, W), or to a list of them.
+        scores: model name to the score of its image(s); NaN or a missing model shows as not scored.
+        source: for an edit, the source image, shape (3, H, W).
+    """
+
+    prompt: str
+    images: Mapping[str, Tensor | Sequence[Tensor]]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    source: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rows of one semantic category."""
+
+    category: str
+    rows: Sequence[ComparisonRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything `write_report` shows.
+
+    Attributes:
+        title: heading, also the title of a print.
+        summary: what was done and what came out, paragraph by paragraph.
+        models: model names in the order of the tables; the first is the reference that gains are measured
+            from.
+        bench: task (`t2i`, `edit`) to pillar to model to interval; higher is better in every pillar.
+        categories: category to model to interval, the same scores split by semantic category.
+        gains: category to the paired gain over the first model; an entry `overall` is shown first and as
+            the headline.
+        curves: learning curves, one chart each.
+        grids: before/after comparisons by category.
+        arena: task to model to rating; None where no battles were held.
+        seconds: stage to wall-clock seconds, in the order they ran.
+        settings: what was run, JSON-serialisable; nested mappings are shown with dotted keys.
+        commands: the exact commands that reproduce the report, in order.
+        notes: honest limits, one a paragraph.
+        score_name: what `gains`, `categories` and the rows' scores measure.
+        score_format: format of these scores, and of `bench`, such as `.3f` or `.1%`.
+    """
+
+    title: str
+    summary: Sequence[str]
+    models: Sequence[str]
+    bench: Mapping[str, Mapping[str, Mapping[str, Interval]]]
+    categories: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    gains: Mapping[str, Interval] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    grids: Sequence[Comparison] = ()
+    arena: Mapping[str, Mapping[str, Rating]] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    score_name: str = "judge score"
+    score_format: str = ".3f"
+
+    def __post_init__(self) -> None:
+        for name in ("summary", "models", "commands", "notes"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"{name} must be a list of strings, received one string: {getattr(self, name)!r}."
+                )
+        if not self.models or len(set(self.models)) != len(self.models):
+            raise ValueError(f"models must name at least one model, each once; received {list(self.models)}.")
+        self._check_names()
+        for stage, seconds in self.seconds.items():
+            if not math.isfinite(seconds) or seconds < 0:
+                raise ValueError(
+                    f"Stage {stage!r} took {seconds} seconds; expected a finite number of 0 or more."
+                )
+        try:
+            format(0.5, self.score_format)
+        except ValueError as error:
+            raise ValueError(
+                f"score_format {self.score_format!r} cannot format a number; use .3f or .1%."
+            ) from error
+
+    def _check_names(self) -> None:
+        arena = self.arena or {}
+        _require_known([*self.bench, *arena], TASKS, "task", "the tasks")
+        places = [
+            *(
+                (f"bench[{task!r}][{pillar!r}]", row)
+                for task in self.bench
+                for pillar, row in self.bench[task].items()
+            ),
+            *((f"categories[{category!r}]", row) for category, row in self.categories.items()),
+            *((f"arena[{task!r}]", row) for task, row in arena.items()),
+            *((f"grids, {row.prompt!r}, images", row.images) for grid in self.grids for row in grid.rows),
+            *((f"grids, {row.prompt!r}, scores", row.scores) for grid in self.grids for row in grid.rows),
+        ]
+        for place, names in places:
+            _require_known(names, self.models, f"model in {place}", "models")
+
+
+def _require_known(names: Iterable[str], known: Sequence[str], what: str, where: str) -> None:
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"Unknown {what}: {name!r} is not among {where} {list(known)}.{hint}")
