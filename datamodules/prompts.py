@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from datamodules.batches import Prompts
 from datamodules.jsonl import read_records
-from datamodules.stream import batch_indices
+from datamodules.stream import batch_indices, epoch_order
 
 
 def read_prompts(path: str) -> Prompts:
@@ -73,7 +73,7 @@ class PromptDataModule(LightningDataModule):
         test_file: held-out prompts for `test` and `predict`.
         prompts_per_step: prompts of one iteration, over all ranks.
         eval_batch_size: prompts sampled at a time in `validate`, `test` and `predict`.
-        max_validation: use at most so many validation prompts, spread over the file; None for all.
+        max_validation: use at most so many validation prompts, always the same; None for all.
         max_test: the same for test prompts.
         seed: of the order of training prompts.
     """
@@ -100,8 +100,8 @@ class PromptDataModule(LightningDataModule):
         self.seed = seed
         # Read here rather than in `setup`: a bad file must end the run before a model loads.
         self.train = read_prompts(train_file)
-        self.validation = _spread(read_prompts(validation_file), max_validation, "max_validation")
-        self.test = _spread(read_prompts(test_file), max_test, "max_test")
+        self.validation = _some(read_prompts(validation_file), max_validation, "max_validation")
+        self.test = _some(read_prompts(test_file), max_test, "max_test")
         shared = set(self.train.ids) & set(self.test.ids)
         if shared:
             raise ValueError(
@@ -147,10 +147,10 @@ class PromptDataModule(LightningDataModule):
         self._position = state_dict["position"]
 
 
-def _spread(prompts: Prompts, most: int | None, name: str) -> Prompts:
-    """At most `most` prompts, evenly spread over the file, so that every category of a sorted file is there."""
+def _some(prompts: Prompts, most: int | None, name: str) -> Prompts:
+    """At most `most` prompts: always the same random ones, whatever order the file's categories come in."""
     if most is None or most >= len(prompts):
         return prompts
     if most < 1:
         raise ValueError(f"data.{name} is {most}; it must be at least 1, or null for all.")
-    return prompts.select([i * len(prompts) // most for i in range(most)])
+    return prompts.select(sorted(epoch_order(len(prompts), seed=0, epoch=0)[:most]))

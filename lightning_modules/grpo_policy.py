@@ -195,11 +195,15 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         )
         scores = score_all(self.rewards, samples)
         weights = torch.tensor(list(self.reward_weights.values())).expand(len(samples), -1)
+        settings = self.objective_settings
         advantages = group_advantages(
-            scores, torch.tensor(repeated.ids), weights, std_floor=self.objective_settings.std_floor
+            scores,
+            torch.tensor(repeated.ids),
+            weights,
+            std_floor=settings.std_floor,
+            clip=settings.advantage_clip,
         )
-        clip = self.objective_settings.advantage_clip
-        return scores, advantages.clamp(-clip, clip)
+        return scores, advantages
 
     # ----------------------------------------------------------------- updates
 

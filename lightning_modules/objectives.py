@@ -19,7 +19,7 @@ from torch import Tensor
 from datamodules.batches import Prompts
 from flow.guidance import guide
 from flow.noise import Stream, batch_noise, keyed_generator
-from flow.objectives import clipped_policy_loss, guarded_policy_loss, nft_loss, velocity_matching_loss
+from flow.objectives import clipped_policy_loss, guarded_policy_loss, nft_loss
 from flow.rollout import Trajectory
 from flow.schedule import noise_latents
 from flow.transitions import transition
@@ -188,11 +188,11 @@ class PolicyGradient(Objective):
             return guarded_policy_loss(
                 log_prob,
                 log_prob_old,
-                mean,
-                old.get("mean", mean.detach()),
-                std,
-                dt,
                 advantage,
+                mean=mean,
+                mean_old=old.get("mean", mean.detach()),
+                std=std,
+                dt=dt,
                 clip_range=self.settings.clip_range,
                 denominator=denominator,
             )
@@ -224,7 +224,7 @@ class NFT(Objective):
             )
             sigma = settings.nft_sigma_low + uniform * (settings.nft_sigma_high - settings.nft_sigma_low)
             shape = tuple(x_0.shape[1:])
-            noise = batch_noise(shape, ids=rollout.ids, members=rollout.members, stream=Stream.DATA, **key)
+            noise = batch_noise(shape, ids=rollout.ids, members=rollout.members, stream=Stream.FORWARD, **key)
             sigmas.append(sigma.to(x_0.device))
             noised.append(noise_latents(x_0, noise.to(x_0.device), sigmas[-1]))
         return torch.stack(sigmas), torch.stack(noised)
@@ -257,7 +257,7 @@ class NFT(Objective):
         """See `Objective.loss`."""
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
         velocity = model.velocity(at["x_t"], at["sigma"], rollout.conditioning.select(pairs.sample))
-        loss, metrics = nft_loss(
+        return nft_loss(
             velocity,
             at["velocity_old"],
             at["x_t"],
@@ -266,13 +266,10 @@ class NFT(Objective):
             advantages[pairs.sample].to(velocity.device),
             beta=self.settings.nft_beta,
             advantage_max=self.settings.advantage_clip,
+            velocity_ref=at.get("velocity_reference"),
+            kl_weight=self.settings.nft_reference_weight,
             denominator=denominator,
         )
-        if "velocity_reference" in at:
-            distance, _ = velocity_matching_loss(velocity, at["velocity_reference"], denominator=denominator)
-            metrics["reference_distance"] = distance.detach()
-            loss = loss + self.settings.nft_reference_weight * distance
-        return loss, metrics
 
 
 OBJECTIVES: dict[str, type[Objective]] = {"clipped": PolicyGradient, "guarded": PolicyGradient, "nft": NFT}

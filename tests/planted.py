@@ -1,0 +1,28 @@
+"""Rewards with a known answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rewards import Reward, Samples
+
+
+class Brightness(Reward):
+    """1 for black, 5 for white."""
+
+    def score(self, samples: Samples) -> Tensor:
+        return 1 + 4 * samples.images.float().mean(dim=(1, 2, 3))
+
+
+class Broken(Reward):
+    """A constant; NaN where the prompt asks for it, out of range where that is asked for."""
+
+    def score(self, samples: Samples) -> Tensor:
+        scores = torch.full((len(samples),), 3.0)
+        for i, prompt in enumerate(samples.prompts):
+            if "nan" in prompt:
+                scores[i] = float("nan")
+            if "seven" in prompt:
+                scores[i] = 7.0
+        return scores
