@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=None, help="directory that keeps the renders between runs"
     )
+    parser.add_argument("--measure-only", action="store_true", help="measure the weights that are there")
     arguments = parser.parse_args()
     ASSETS.mkdir(exist_ok=True)
     record = ASSETS / "accuracy.json"
@@ -207,10 +208,14 @@ def main() -> None:
     test = load_renders(TEST_SEED, {"test": TEST_PER_CATEGORY}, arguments.cache)
     for name in arguments.sets:
         start = time.perf_counter()
-        counts = {"train": TRAIN_PER_CATEGORY, "validation": VALIDATION_PER_CATEGORY}
-        renders = load_renders(RENDER_SEED[name], counts, arguments.cache)
-        _save(train_verifier(name, renders, arguments.verifier_steps), ASSETS / f"{name}.safetensors")
-        _save(train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors")
+        if not arguments.measure_only:
+            counts = {"train": TRAIN_PER_CATEGORY, "validation": VALIDATION_PER_CATEGORY}
+            renders = load_renders(RENDER_SEED[name], counts, arguments.cache)
+            verifier = train_verifier(name, renders, arguments.verifier_steps)
+            _save(verifier, ASSETS / f"{name}.safetensors")
+            _save(
+                train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors"
+            )
         results[name] = measure(Verifier.load(name), QualityScore.load(name), test)
         print(f"{name}: {time.perf_counter() - start:.0f} s, {results[name]}")
     results = {name: results[name] for name in RENDER_SEED if name in results}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from demo.captions import Request, caption, parse
 from demo.world import CATEGORIES, key_attributes, make_scene
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from demo.captions import caption
 from demo.dataset import render_edits, render_scenes
 from demo.world import make_scene, render

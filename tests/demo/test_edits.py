@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from demo.edits import EDITABLE, apply_edit, is_edit, make_edit, parse_instruction
 from demo.world import make_scene, render, split_of
 

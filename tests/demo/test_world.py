@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from demo import world
 from demo.font import GLYPHS, LAYOUT, text_mask
 from demo.render import avatar, palette
@@ -39,7 +40,7 @@ def test_scenes_are_a_function_of_their_arguments() -> None:
 
 
 def test_scene_zero_is_the_same_on_every_machine() -> None:
-    # Written down once: a change of random numbers, vocabulary or hash is a new world and needs a new version.
+    # Written down once: another vocabulary, hash or random stream is a new world and needs a new version.
     assert world.WORLD_VERSION == "1"
     assert make_scene(0, 0, split="train", category="portrait").attributes == PORTRAIT_ZERO
     assert make_scene(0, 0, split="test", category="typography").attributes == TYPOGRAPHY_ZERO
