@@ -1,0 +1,1 @@
+"""The embedded demo world: pictures with known attributes, captions, edits, verifiers."""

@@ -1,19 +1,21 @@
 """English captions of scenes, and their exact inverse.
 
-A caption is assembled from phrases; ``parse`` recognises the same phrases, so it understands every caption (and
-anything else said with the same words), and refuses what it does not understand.
+``demo.wording`` says named attributes in words; ``parse`` recognises the same phrases (``demo.grammar``), so
+it understands every caption, and anything else said with these words, and refuses what it does not
+understand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 import numpy as np
 
 from demo.grammar import FILLERS, HEADS, PHRASES, expand
+from demo.vocabulary import MAX_LETTERS
+from demo.wording import WRITERS
 from demo.world import CATEGORIES, Scene, key_attributes, keyed_rng, split_of
 
 _CAPTION_STREAM = 11
@@ -39,11 +41,11 @@ def caption(scene: Scene, seed: int, index: int, *, full: bool = False) -> str:
         full: name every attribute.
 
     Returns:
-        A caption that names a random subset of the true attributes; all key attributes when the scene is not of
-        the training split, so that the named combination was never trained on.
+        A caption that names a random subset of the true attributes; all key attributes when the scene is not
+        of the training split, so that the named combination was never trained on.
     """
     rng = keyed_rng(seed, index, _CAPTION_STREAM)
-    return _WRITERS[scene.category](_named(scene, rng, full), rng)
+    return WRITERS[scene.category](_named(scene, rng, full), rng)
 
 
 def _named(scene: Scene, rng: np.random.Generator, full: bool) -> dict[str, str]:
@@ -86,9 +88,9 @@ def parse(prompt: str) -> Request:
                         f"{prompt!r} asks for {name} {attributes[name]!r} and {value!r}: choose one."
                     )
         rest = pattern.sub(" | ", rest)
-    for word in rest.replace("|", " ").split():
-        if word.lower() not in FILLERS and word.lower() not in HEADS[category].split("|"):
-            raise ValueError(_not_understood(word, prompt, category))
+    left = [word for word in rest.replace("|", " ").split() if word.lower() not in _plain_words(category)]
+    if left:
+        raise ValueError(_not_understood(left, prompt, category))
     return Request(category=category, attributes=attributes)
 
 
@@ -101,154 +103,20 @@ def _category(text: str, prompt: str) -> str:
     return found[0]
 
 
-def _not_understood(word: str, prompt: str, category: str) -> str:
+def _plain_words(category: str) -> set[str]:
+    """Words that say nothing about attributes."""
+    return set(FILLERS) | set(HEADS[category].split("|"))
+
+
+def _not_understood(left: list[str], prompt: str, category: str) -> str:
+    """The message about words that no phrase has used: about an unknown one if there is one."""
     known = {w for pattern, _ in PHRASES[category] for w in re.findall(r"[a-z]{3,}", pattern.pattern)}
-    known |= set(FILLERS) | set(HEADS[category].split("|"))
-    near = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.5)
-    hint = (
-        f" Did you mean {near[0]!r}?" if near else f" Words about a {category}: {', '.join(sorted(known))}."
-    )
-    return f"Cannot understand {word!r} in {prompt!r} (a {category}).{hint}"
-
-
-def _a(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[int(rng.integers(len(choices)))]
-
-
-def _list(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _with(head: str, parts: list[str], rng: np.random.Generator) -> str:
-    """``head`` with its parts, in a drawn order."""
-    if not parts:
-        return head
-    return f"{head} with {_list([parts[i] for i in rng.permutation(len(parts))])}"
-
-
-def _on_background(text: str, named: dict[str, str], rng: np.random.Generator) -> str:
-    if "background" not in named:
-        return text
-    color = named["background"]
-    form = _pick(rng, ("{0} on {1} background", "{0}, {2} background", "on {1} background, {0}"))
-    return form.format(text, _a(color), color)
-
-
-def _portrait(named: dict[str, str], rng: np.random.Generator) -> str:
-    parts = []
-    hair, color = named.get("hair"), named.get("hair_color", "")
-    if hair == "bald":
-        parts.append("a bald head")
-    elif hair in ("mohawk", "buns"):
-        noun = "mohawk" if hair == "mohawk" else "hair buns"
-        phrase = f"{color} {noun}".strip()
-        parts.append(_a(phrase) if hair == "mohawk" else phrase)
-    elif hair or color:
-        parts.append(f"{hair or ''} {color} hair".strip().replace("  ", " "))
-    if "glasses" in named:
-        parts.append(_pick(rng, GLASSES[named["glasses"]]))
-    if "beard" in named:
-        parts.append(_pick(rng, BEARDS[named["beard"]]))
-    if "shirt" in named:
-        parts.append(_a(f"{named['shirt']} shirt"))
-    head = _pick(rng, ("a portrait of a person", "a blocky portrait", "a person", "portrait of a person"))
-    return _on_background(_with(head, parts, rng), named, rng)
-
-
-GLASSES = {
-    "none": ("no glasses", "bare eyes"),
-    "round": ("round glasses",),
-    "sunglasses": ("sunglasses", "dark sunglasses"),
-    "visor": ("a visor",),
-}
-BEARDS = {
-    "none": ("no beard", "a clean shave"),
-    "full": ("a full beard", "a beard"),
-    "mustache": ("a mustache",),
-}
-
-
-def _plant(named: dict[str, str], rng: np.random.Generator) -> str:
-    kind = named.get("kind", "plant")
-    pot = " ".join(named[name] for name in ("pot_shape", "pot") if name in named)
-    bloom = f"{named['bloom']} bloom" if "bloom" in named else ""
-    if pot and bloom:
-        text = f"a potted {kind} with {_a(bloom)} in {_a(pot)} pot"
-    elif pot:
-        text = _pick(rng, (f"a potted {kind} in {_a(pot)} pot", f"{_a(pot)} pot with a potted {kind}"))
-    elif bloom:
-        text = _pick(rng, (f"a potted {kind} with {_a(bloom)}", f"{_a(bloom)} on a potted {kind}"))
-    else:
-        text = _pick(rng, (f"a potted {kind}", f"a picture of a potted {kind}"))
-    return _on_background(text, named, rng)
-
-
-def _creature(named: dict[str, str], rng: np.random.Generator) -> str:
-    looks = " ".join(named[name] for name in ("shape", "body") if name in named)
-    noun = _pick(rng, ("creature", "monster"))
-    parts = []
-    if "top" in named:
-        parts.append(_pick(rng, TOPS[named["top"]]))
-    if "eyes" in named:
-        parts.append(f"{named['eyes']} eye{'' if named['eyes'] == 'one' else 's'}")
-    head = _a(f"{looks} {noun}".strip())
-    return _on_background(_with(head, parts, rng), named, rng)
-
-
-TOPS = {
-    "none": ("nothing on its head", "a bare head"),
-    "horns": ("horns", "two horns"),
-    "antennae": ("antennae", "a pair of antennae"),
-    "ears": ("round ears", "big round ears"),
-    "leaf": ("a leaf on its head", "a sprouting leaf"),
-}
-
-
-def _landscape(named: dict[str, str], rng: np.random.Generator) -> str:
-    parts = []
-    if "hills" in named:
-        parts.append(f"{named['hills']} hills")
-    if "sky" in named:
-        parts.append(_a(f"{named['sky']} sky"))
-    if "orb" in named:
-        parts.append(_orb(named, rng))
-    head = _pick(rng, ("a landscape", "a landscape picture", "a quiet landscape", "landscape"))
-    return _with(head, parts, rng)
-
-
-def _orb(named: dict[str, str], rng: np.random.Generator) -> str:
-    if named["orb"] == "none":
-        return _pick(rng, ("no sun or moon", "nothing in the sky"))
-    if "position" not in named:
-        return f"a {named['orb']}"
-    place = "in the middle" if named["position"] == "middle" else f"on the {named['position']}"
-    return f"a {named['orb']} {place}"
-
-
-def _typography(named: dict[str, str], rng: np.random.Generator) -> str:
-    text = " ".join(named["text"])
-    card = _a(f"{named['card']} card" if "card" in named else "card")
-    if "ink" not in named:
-        return _pick(
-            rng, (f"{card} that says {text}", f"{card} with the text {text}", f"the text {text} on {card}")
-        )
-    ink = named["ink"]
-    forms = (
-        f"{card} that says {text} in {ink} letters",
-        f"{card} with the {ink} text {text}",
-        f"the {ink} text {text} on {card}",
-    )
-    return _pick(rng, forms)
-
-
-_WRITERS = {
-    "portrait": _portrait,
-    "plant": _plant,
-    "creature": _creature,
-    "landscape": _landscape,
-    "typography": _typography,
-}
+    known |= _plain_words(category)
+    word = next((w for w in left if w.lower() not in known and not w.isupper()), left[0])
+    if category == "typography" and word.lower() in {"says", "reads", "text"}:
+        return f"Cannot read the text after {word!r} in {prompt!r}: it is 1 to {MAX_LETTERS} letters A to Z."
+    if word.lower() in known:
+        return f"{word!r} makes no sense where it stands in {prompt!r} (a {category}): say what it describes."
+    near = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Words that are known here: {', '.join(sorted(known))}."
+    return f"Cannot understand {word!r} in {prompt!r} (a {category}). {hint}"

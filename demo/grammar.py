@@ -1,7 +1,8 @@
 """The phrases that captions are made of, as patterns: what ``captions.parse`` recognises.
 
-Each category has an ordered list of (pattern, attributes it always means); a named group means the attribute of
-its name, with the group's word as value. Longer phrases come first, because a recognised phrase is removed.
+Each category has an ordered list of (pattern, attributes it always means); a named group means the attribute
+of its name, with the group's word as value. Longer phrases come first, because a recognised phrase is
+removed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,26 @@ HEADS = {
     "typography": "card",
 }
 FILLERS = frozenset(
-    "a an the of with and in on its it that has picture image painting drawing blocky quiet against says reads text letters who wearing is please show".split()  # noqa: E501
+    [
+        *(
+            "a",
+            "an",
+            "the",
+            "of",
+            "with",
+            "and",
+            "in",
+            "on",
+            "its",
+            "it",
+            "that",
+            "has",
+            "who",
+            "wearing",
+            "is",
+        ),
+        *("picture", "image", "painting", "drawing", "blocky", "quiet", "against", "please", "show"),
+    ]
 )
 
 

@@ -1,6 +1,6 @@
 """Draws scenes: DiceBear makes the SVG, resvg the pixels; cards are drawn with the bitmap font.
 
-A scene's options are complete: they fix every variant and colour, and the seed decides only what has no option
+A scene's options are complete: they fix every variant and colour; the seed decides only what has no option
 (where hills lie). So replaying them, or replaying them with one changed, changes nothing else.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -28,11 +28,16 @@ STYLES = {"portrait": "voxel-art", "plant": "sprouts", "creature": "critters", "
 _VIEW_BOX = {"portrait": "12 5 104 104"}
 # Pinned details: unnamed, and clutter at this size.
 _PINNED: dict[str, dict[str, Any]] = {
-    "portrait": {"outfitVariant": "plain", "noseVariant": "block", "cheeksProbability": 0, "eyebrowsProbability": 0},
+    "portrait": {
+        "outfitVariant": "plain",
+        "noseVariant": "block",
+        "cheeksProbability": 0,
+        "eyebrowsProbability": 0,
+    },
     "plant": {"patternProbability": 0, "cheeksProbability": 0},
     "creature": {"patternProbability": 0, "cheeksProbability": 0},
     "landscape": {"orbVariant": "sun"},
-}  # fmt: skip
+}
 # Drawn details: unnamed diversity.
 _DETAILS: dict[str, dict[str, tuple[str, ...]]] = {
     "portrait": {
@@ -130,7 +135,7 @@ def draw_options(category: str, attributes: dict[str, str], rng: np.random.Gener
     return options
 
 
-@lru_cache(maxsize=None)
+@cache
 def _style(category: str, position: str | None) -> Style:
     definition = json.loads(
         files("dicebear_styles").joinpath(f"{STYLES[category]}.json").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """What the demo world can show and name: categories, attributes, closed sets of values, palettes.
 
-Every value here is visually distinct at 32 x 32 pixels. Colours have one name and one hex value a palette; the
-names are what captions say, the hex values are what the renderer draws and what exact verifiers compare with.
+Every value here is visually distinct at 32 x 32 pixels. Colours have one name and one hex value a palette;
+names are what captions say, hex values are what the renderer draws and what exact verifiers compare with.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Attribute:
         values: all values; empty for typography's text, which is 1 to 4 letters.
         key: whether it is part of the combination that decides the split.
         when: (other attribute, values of it) under which this attribute exists; None: always.
-        unlike: attributes of the same category whose value name this one may not share (it would be invisible).
+        unlike: attributes whose value name this one may not share, or it would be invisible.
     """
 
     name: str

@@ -1,0 +1,68 @@
+"""The demo world's rewards: is what was asked for there, and is the picture sound.
+
+Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from demo.quality import QualityScore
+from demo.verifiers import Verifier, VerifierName
+from rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
+
+Measure = Literal["probability", "accuracy"]
+
+
+class AttributeReward(Reward):
+    """Share of the requested attributes that an image shows, mapped to 1..5.
+
+    Args:
+        verifier: whose eyes: ``"annotator"`` for training, ``"judge"`` for evaluation only.
+        measure: ``"probability"`` averages how sure the verifier is of each requested value (smooth);
+            ``"accuracy"`` counts the values that it reads as requested.
+    """
+
+    def __init__(self, verifier: VerifierName = "annotator", measure: Measure = "probability") -> None:
+        if measure not in get_args(Measure):
+            raise ValueError(f"Unknown measure {measure!r}, expected one of {list(get_args(Measure))}.")
+        self.measure = measure
+        self.verifier = Verifier.load(verifier)
+
+    def score(self, samples: Samples) -> Tensor:
+        """Score a batch; NaN where the prompt is none of the demo world's, or the image is not finite."""
+        images, finite = _finite(samples.images)
+        share = getattr(self.verifier.check(images, samples.prompts), self.measure)
+        return torch.where(finite, _to_scale(share), torch.nan)
+
+
+class QualityReward(Reward):
+    """Soundness of the picture, 1..5, whatever the prompt.
+
+    Args:
+        verifier: whose eyes: ``"annotator"`` for training, ``"judge"`` for evaluation only.
+    """
+
+    def __init__(self, verifier: VerifierName = "annotator") -> None:
+        self.quality = QualityScore.load(verifier)
+
+    @torch.no_grad()
+    def score(self, samples: Samples) -> Tensor:
+        """Score a batch; NaN where the image is not finite."""
+        images, finite = _finite(samples.images)
+        return torch.where(finite, self.quality(images.clamp(0, 1)), torch.nan)
+
+
+def _to_scale(share: Tensor) -> Tensor:
+    """[0, 1] to the scale of rewards."""
+    return SCORE_MIN + (SCORE_MAX - SCORE_MIN) * share
+
+
+def _finite(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images as float32 on the CPU with non-finite values blanked, and which images had none of these."""
+    images = images.detach().to("cpu", torch.float32)
+    finite = images.flatten(1).isfinite().all(dim=1)
+    return images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), finite
