@@ -1,4 +1,4 @@
-"""Write what `predict` draws: a PNG an image and one index."""
+"""Write what `predict` and `test` draw: a PNG an image and one index."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from typing_extensions import override
 
@@ -15,32 +14,47 @@ from lightning_modules.evaluation_steps import Drawn
 from models.images import to_uint8
 
 
-class ImageWriter(BasePredictionWriter):
+class ImageWriter(Callback):
     """Writes `<id>_<member>.png` and `index.jsonl` with id, member, prompt, category and file.
 
     Args:
         directory: where to write; created if missing.
+        members: how many images of each prompt; None for all that were drawn.
     """
 
-    def __init__(self, directory: str) -> None:
-        super().__init__(write_interval="batch")
-        self.directory = Path(directory)
+    def __init__(self, directory: str, members: int | None = None) -> None:
+        self.directory, self.members = Path(directory), members
 
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "index.jsonl").write_text("", encoding="utf-8")
 
     @override
-    def write_on_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, prediction: Drawn, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    @override
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self.write(pl_module.drawn)
+
+    @override
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self.write(pl_module.drawn)
+
+    def write(self, drawn: Drawn) -> None:
+        """Append a batch to the directory."""
         seen: dict[int, int] = {}
-        prompts = prediction.prompts
+        prompts = drawn.prompts
         with (self.directory / "index.jsonl").open("a", encoding="utf-8") as index:
-            for i, pixels in enumerate(to_uint8(prediction.images)):
+            for i, pixels in enumerate(to_uint8(drawn.images)):
                 identifier = prompts.ids[i]
                 member = seen[identifier] = seen.get(identifier, -1) + 1
+                if self.members is not None and member >= self.members:
+                    continue
                 name = f"{identifier}_{member}.png"
                 Image.fromarray(pixels).save(self.directory / name)
                 row = {"id": identifier, "member": member, "prompt": prompts.texts[i]}

@@ -48,6 +48,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         objective: what an update minimises.
         lora: train an adapter of this kind; None trains all the transformer's weights.
         gradient_clip: largest gradient norm.
+        test_members: images a prompt in `test` and `predict`.
         seed: of noise, windows and noise levels.
     """
 
@@ -63,6 +64,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008
         lora: LoraSettings | None = None,
         gradient_clip: float = 1.0,
+        test_members: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,6 +79,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         self.objective_settings = objective
         self.lora = lora
         self.gradient_clip = gradient_clip
+        self.test_members = test_members
         self.seed = seed
         self.make_optimizer = optimizer
         self.clock = PhaseClock()
