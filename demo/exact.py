@@ -76,8 +76,8 @@ class Card:
     Attributes:
         ink: probabilities of the ink colours, (N, K).
         layouts: probabilities of 1, 2, 3, 4 letters, (N, 4).
-        letters: for each number of letters n, probabilities (N, n, 26); they sum to less than 1 in an empty
-        box.
+        letters: for each number of letters n, probabilities (N, n, 26); they sum to less than 1 in an
+            empty box.
     """
 
     ink: Tensor
