@@ -3,7 +3,7 @@
 Nothing here is trained, so both verifier sets share it. Each check gives a probability to every value it
 knows: a smooth function of the pixels, 1 for a clean render of the value.
 
-Shapes: N images, C = 3, H = W = 32, K palette colours, L letters (26), B letter boxes, S shifts (9).
+Shapes: N images, C = 3, H = W = 32, K palette colours, L letters (26), B letter boxes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _NO_COLOR = 0.3  # at this distance from every palette colour, none of them is m
 _LETTER_TEMPERATURE = 0.03  # in units of correlation: E and F correlate by about 0.9
 _NO_LETTER = 0.4  # a box that correlates less than this with every letter shows none
 _LAYOUT_TEMPERATURE = 0.05
+_MAX_SHIFT = 2  # pixels that a letter may be away from its place
 _INK_PIXELS = 40  # the thinnest text (one I) has 99 pixels of ink
 
 # The attribute that is one flat colour behind everything, and rectangles (top, bottom, left, right) where
@@ -76,8 +77,8 @@ class Card:
     Attributes:
         ink: probabilities of the ink colours, (N, K).
         layouts: probabilities of 1, 2, 3, 4 letters, (N, 4).
-        letters: for each number of letters n, probabilities (N, n, 26); they sum to less than 1 in an empty
-        box.
+        letters: for each number of letters n, probabilities (N, n, 26); they sum to less than 1 in an
+            empty box.
     """
 
     ink: Tensor
@@ -141,15 +142,17 @@ def _normalise(x: Tensor, floor: float) -> Tensor:
 
 
 def _correlate(coverage: Tensor, box: tuple[int, int, int]) -> Tensor:
-    """Best correlation of each letter with a box over shifts by one pixel: (N, L)."""
+    """Best correlation of each letter with a box over small shifts: (N, L)."""
     top, left, scale = box
     height, width = font.GLYPH_HEIGHT * scale + 2, font.GLYPH_WIDTH * scale + 2
-    padded = F.pad(coverage[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    padded = F.pad(coverage[:, None], (_MAX_SHIFT,) * 4, mode="replicate")[:, 0]
+    first_row, first_column = top - 1, left - 1  # of the window that is shifted by -_MAX_SHIFT
     windows = [
-        padded[:, top + dy : top + dy + height, left + dx : left + dx + width].flatten(1)
-        for dy in (-1, 0, 1)
-        for dx in (-1, 0, 1)
-        if top + dy >= 0
+        padded[
+            :, first_row + dy : first_row + dy + height, first_column + dx : first_column + dx + width
+        ].flatten(1)
+        for dy in range(2 * _MAX_SHIFT + 1)
+        for dx in range(2 * _MAX_SHIFT + 1)
     ]
     # The floor keeps the noise of an empty box from looking like a faint letter.
     return (_normalise(torch.stack(windows, dim=1), floor=2.0) @ _templates(scale).T).amax(dim=1)
@@ -167,9 +170,16 @@ def _masks(count: int) -> Tensor:
 
 
 def _fit(coverage: Tensor, best_NB: Tensor, count: int) -> Tensor:
-    """Correlation (N,) of the whole card with the best letters of a layout."""
-    mask = _masks(count)[torch.arange(count), best_NB].sum(1).flatten(1)
-    return (_normalise(coverage.flatten(1), floor=2.0) * _normalise(mask, floor=1e-6)).sum(1)
+    """Correlation (N,) of the whole card with a layout's best letters; blurred, to forgive small shifts."""
+    mask = _masks(count)[torch.arange(count), best_NB].sum(1)
+    shown, expected = (_soften(x).flatten(1) for x in (coverage, mask))
+    return (_normalise(shown, floor=2.0) * _normalise(expected, floor=1e-6)).sum(1)
+
+
+def _soften(x_NHW: Tensor) -> Tensor:
+    for _ in range(2):
+        x_NHW = F.avg_pool2d(x_NHW[:, None], 3, stride=1, padding=1)[:, 0]
+    return x_NHW
 
 
 assert set(font.LAYOUT) == set(range(1, MAX_LETTERS + 1))

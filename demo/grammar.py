@@ -19,28 +19,11 @@ HEADS = {
     "landscape": "landscape",
     "typography": "card",
 }
-FILLERS = frozenset(
-    [
-        *(
-            "a",
-            "an",
-            "the",
-            "of",
-            "with",
-            "and",
-            "in",
-            "on",
-            "its",
-            "it",
-            "that",
-            "has",
-            "who",
-            "wearing",
-            "is",
-        ),
-        *("picture", "image", "painting", "drawing", "blocky", "quiet", "against", "please", "show"),
-    ]
-)
+_FILLERS = """
+    a an the of with and in on its it that has who wearing is against please show
+    picture image painting drawing blocky quiet
+"""
+FILLERS = frozenset(_FILLERS.split())
 
 
 def _one_of(values: object) -> str:

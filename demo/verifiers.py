@@ -49,11 +49,12 @@ class Verdict:
 
     Attributes:
         accuracy: share of the requested attributes that the image shows, letters credited one by one; float32
-        (N,); NaN where the prompt cannot be understood or asks for nothing that can be checked. probability:
-        mean probability that the verifier gives to the requested values; float32 (N,); NaN as above.
-        requested: for each image, requested attribute -> value. predicted: for each image, requested
-        attribute -> the value it shows. probabilities: for each image, requested attribute -> probability of
-        the requested value.
+            (N,); NaN where the prompt cannot be understood or asks for nothing that can be checked.
+        probability: mean probability that the verifier gives to the requested values; float32 (N,); NaN as
+            above.
+        requested: for each image, requested attribute -> value.
+        predicted: for each image, requested attribute -> the value it shows.
+        probabilities: for each image, requested attribute -> probability of the requested value.
     """
 
     accuracy: Tensor
