@@ -20,7 +20,6 @@ from typing_extensions import override
 from datamodules.batches import Prompts
 from flow.advantages import group_advantages
 from flow.rollout import Trajectory
-from lightning_modules.adapters import add_lora
 from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.objectives import OBJECTIVES, Objective, Rollout, micro_batches
 from lightning_modules.phases import PhaseClock
@@ -30,6 +29,7 @@ from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutS
 from lightning_modules.shadow import ShadowWeights
 from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
+from models.adapters import add_lora
 from models.loading import check_model_path
 from rewards import Reward, Samples
 
@@ -97,7 +97,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         sigmas = model.sigmas(self.rollout_settings.num_steps)
         check_settings(self.rollout_settings, self.objective_settings, float(sigmas[-2]))
         if self.lora is not None:
-            add_lora(model, self.lora)
+            add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
         else:
             model.transformer.requires_grad_(True)
         self.model = model
