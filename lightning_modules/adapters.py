@@ -13,12 +13,7 @@ def add_lora(model: ImageModel, settings: LoraSettings) -> None:
     """Freeze the transformer and give it a trainable adapter, kept in float32.
 
     In bfloat16 AdamW's small updates would be rounded away, so the adapter keeps fp32 masters.
-
-    Raises:
-        ValueError: a rank below 1.
     """
-    if settings.rank < 1:
-        raise ValueError(f"model.lora.rank is {settings.rank}; it must be at least 1, or set model.lora to null.")
     model.transformer.requires_grad_(False)
     model.transformer.add_adapter(
         LoraConfig(
