@@ -84,6 +84,8 @@ class FlowCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+        except SettingError:
+            raise
         except Exception as error:
             message = explain_instantiation(error)
             if message is None:
@@ -150,12 +152,12 @@ def _check_writable(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise SettingError(
-            f"Can't write to the run directory '{directory}' ({error.strerror}). Choose another with --run.dir."
+            f"Can't write to the run directory '{directory}' ({error.strerror}). Set --run.dir to another."
         ) from None
 
 
 def _quiet() -> None:
-    """Leave out advice that does not apply here, each piece by its own words, so that nothing else is lost."""
+    """Leave out advice that does not apply here, each piece by its own words: nothing else is lost."""
     # Prompts are read once into memory: worker processes would only cost their start.
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
     # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.

@@ -267,6 +267,7 @@ def test_bad_subcommand(args, expected, capsys):
     assert expected in complaint(capsys, args)
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_missing_settings_are_named(capsys, tmp_path):
     path = tmp_path / "half.yaml"
     path.write_text(GRPO + "image_size: 32\ndata: {class_path: datamodules.PromptDataModule}\n")
@@ -274,6 +275,7 @@ def test_missing_settings_are_named(capsys, tmp_path):
     assert "needs model.model_path, model.rewards, model.optimizer" in text
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_reward_file_that_is_missing_is_named(monkeypatch, capsys, base, tmp_path):
     def load(cls, name):
         raise FileNotFoundError(f"{name}.safetensors is missing: train it.")
@@ -282,6 +284,7 @@ def test_reward_file_that_is_missing_is_named(monkeypatch, capsys, base, tmp_pat
     assert "annotator.safetensors is missing" in complaint(capsys, good(base, tmp_path))
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_fault_in_the_code_keeps_its_traceback(monkeypatch, base, tmp_path):
     def load(cls, name):
         raise AttributeError("a bug")
@@ -291,6 +294,7 @@ def test_fault_in_the_code_keeps_its_traceback(monkeypatch, base, tmp_path):
         train.main(good(base, tmp_path))
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_error_inside_a_batch_keeps_its_traceback(monkeypatch, capsys, base, tmp_path):
     def advance(*_args):
         raise ValueError("in the middle")
@@ -306,6 +310,7 @@ def test_error_inside_a_batch_keeps_its_traceback(monkeypatch, capsys, base, tmp
     assert "error: at the start" in complaint(capsys, good(base, tmp_path))
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_traceback_on_request(monkeypatch, base, tmp_path):
     monkeypatch.setenv(train.TRACEBACK_VARIABLE, "1")
     with pytest.raises(ValueError, match="33 x 33"):
@@ -320,6 +325,7 @@ def test_good_input_arrives_quietly(subcommand, arrived, recwarn, capsys, base, 
     assert [str(w.message) for w in recwarn if w.category is not DeprecationWarning] == []
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_interpolation_sees_overrides(arrived, base, tmp_path):
     train.main(good(base, tmp_path, "--run.name=other", "--run.seed=7"))
     trainer, place = arrived[0].trainer, tmp_path / "runs" / "other"
@@ -331,6 +337,7 @@ def test_interpolation_sees_overrides(arrived, base, tmp_path):
     assert arrived[0].model.seed == arrived[0].datamodule.seed == 7
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_configs_stack_and_the_command_line_wins(arrived, base, tmp_path):
     stack = ["--config", "configs/objective/clipped.yaml", "--config", "configs/adapter/lora.yaml"]
     train.main(good(base, tmp_path, *stack, "--model.objective.kind=guarded"))
@@ -341,6 +348,7 @@ def test_configs_stack_and_the_command_line_wins(arrived, base, tmp_path):
     assert model.rollout_settings.group_size == 12  # the first
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_print_config_shows_the_overrides(capsys, base, tmp_path):
     with pytest.raises(SystemExit) as exit_info:
         train.main(good(base, tmp_path, "--model.rollout.group_size=5", "--print_config=skip_null"))
@@ -350,6 +358,7 @@ def test_print_config_shows_the_overrides(capsys, base, tmp_path):
     assert shown["run"]["dir"] == f"{tmp_path}/runs"
 
 
+@pytest.mark.usefixtures("only_fit")
 def test_last_checkpoint_of_the_run_is_accepted(arrived, base, tmp_path):
     checkpoints = tmp_path / "runs" / "t2i_teacher" / "checkpoints"
     checkpoints.mkdir(parents=True)
