@@ -1,26 +1,49 @@
 """The entry point: a LightningCLI and nothing else.
 
-    python train.py fit      --config configs/demo/world.yaml --config configs/demo/grpo_t2i.yaml
-    python train.py validate | test | predict ...  --model.model_path=...
+    python train.py fit --config configs/demo/t2i_teacher.yaml --config configs/objective/clipped.yaml
+    python train.py validate | test | predict ... --model.model_path=...
 
-Several `--config` files stack, later ones win, and the command line wins over all. `${run.dir}` and the like are
-resolved last, so they see every override.
+Several `--config` files stack, later ones win, and the command line wins over all. `${run.dir}` and the like
+are resolved last, so they see every override.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, set_docstring_parse_options, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
+
+from cli_errors import SettingError, explain_instantiation, explain_parsing
 
 #: set to 1 to see the traceback of a bad setting
 TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
+
+
+class StrictParser(LightningArgumentParser):
+    """Takes no abbreviation for a name, and remembers which file an error came from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A misspelt name that happens to be the beginning of another would silently set that one.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    @override
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except ArgumentError as error:
+            error.config_file = str(path)
+            raise
 
 
 class FlowCLI(LightningCLI):
@@ -28,30 +51,99 @@ class FlowCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run.dir", type=str, default="runs", help="where everything of this run is written")
+        parser.add_argument(
+            "--run.dir", type=str, default="runs", help="where everything of this run is written"
+        )
         parser.add_argument("--run.name", type=str, default="dev", help="folder of this run under run.dir")
-        parser.add_argument("--run.seed", type=int, default=0, help="of data order, noise, windows and noise levels")
+        parser.add_argument(
+            "--run.seed", type=int, default=0, help="of data order, noise, windows and noise levels"
+        )
         parser.add_argument("--run.threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
 
     @override
+    def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, ValueError) as error:
+            given = sys.argv[1:] if args is None else args
+            subcommand = next((a for a in given if a in self._subcommand_parsers), "fit")
+            known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
+            raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
+
+    @override
     def before_instantiate_classes(self) -> None:
-        run = self.config[self.subcommand].run
-        _check_writable(Path(run.dir) / run.name)
-        if run.threads > 0:
-            torch.set_num_threads(run.threads)
+        config = self.config[self.subcommand]
+        _check_checkpoint(config.ckpt_path)
+        _check_writable(Path(config.run.dir) / config.run.name)
+        if config.run.threads > 0:
+            torch.set_num_threads(config.run.threads)
         # Denormals make a CPU step up to a hundred times slower, and round to nothing that matters.
         torch.set_flush_denormal(True)
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except SettingError:
+            raise
+        except Exception as error:
+            message = explain_instantiation(error)
+            if message is None:
+                raise RuntimeError(
+                    "Building the run failed, and no setting is to blame: see above."
+                ) from error
+            raise SettingError(message) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
+            raise SettingError(f"trainer: {error}") from error
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        if self.config[self.subcommand].ckpt_path == "last":
+            _check_last_checkpoint(self.trainer)
 
     @override
     def _parse_ckpt_path(self) -> None:
         """Keep what the user passes: Lightning's own version lets a checkpoint's hyper-parameters win."""
 
 
+def _check_checkpoint(path: Any) -> None:
+    """Refuse a checkpoint that isn't there; Lightning would look for it after loading the model.
+
+    Raises:
+        SettingError: neither `last` nor an existing file or directory.
+    """
+    if path is not None and str(path) != "last" and not Path(path).exists():
+        raise SettingError(
+            f"No checkpoint '{path}'. --ckpt_path takes a file, or 'last' for the newest of this run."
+        )
+
+
+def _check_last_checkpoint(trainer: Trainer) -> None:
+    """Refuse to resume from nothing; Lightning would warn and start from zero.
+
+    Raises:
+        SettingError: no callback of the run has left a last checkpoint.
+    """
+    directories = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+    if not any(list(directory.glob("last*.ckpt")) for directory in directories):
+        where = (
+            " or ".join(f"'{d}'" for d in directories) or "any directory, as no ModelCheckpoint has a dirpath"
+        )
+        raise SettingError(
+            f"--ckpt_path last: there is no last*.ckpt in {where}. Leave it out to start a new run."
+        )
+
+
 def _check_writable(directory: Path) -> None:
     """Find out now, not after an hour, that the run has nowhere to write.
 
     Raises:
-        ValueError: the directory can't be made or written to.
+        SettingError: the directory can't be made or written to.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -59,9 +151,29 @@ def _check_writable(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(
-            f"Can't write to the run directory '{directory}' ({error.strerror}). Choose another with --run.dir."
+        raise SettingError(
+            f"Can't write to the run directory '{directory}' ({error.strerror}). Set --run.dir to another."
         ) from None
+
+
+def _quiet() -> None:
+    """Leave out advice that does not apply here, each piece by its own words: nothing else is lost."""
+    # Prompts are read once into memory: worker processes would only cost their start.
+    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
+    # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.
+    warnings.filterwarnings(
+        "ignore", message="LightningCLI's args parameter is intended to run from within Python"
+    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not any(name in record.getMessage() for name in ("[litlogger]", "[litmodels]"))
+
+
+def _in_a_batch(error: BaseException) -> bool:
+    """Tell whether Lightning's loops were running: then no setting is to blame and the traceback matters."""
+    return any(frame.f_code.co_name == "advance" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def main(args: list[str] | None = None) -> None:
@@ -70,8 +182,8 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the command line; None for the process's own.
     """
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    set_docstring_parse_options(attribute_docstrings=True)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=True)
+    _quiet()
     try:
         FlowCLI(
             LightningModule,
@@ -81,13 +193,14 @@ def main(args: list[str] | None = None) -> None:
             trainer_class=Trainer,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
+            parser_class=StrictParser,
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=args,
         )
-    except (ArgumentError, ValueError, FileNotFoundError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+    except (ValueError, OSError, MisconfigurationException) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1" or _in_a_batch(error):
             raise
         print(f"error: {error}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
         sys.exit(2)

@@ -23,6 +23,8 @@ class ImageWriter(Callback):
     """
 
     def __init__(self, directory: str, members: int | None = None) -> None:
+        if members is not None and members < 1:
+            raise ValueError(f"ImageWriter members is {members}; it must be at least 1, or null for all.")
         self.directory, self.members = Path(directory), members
 
     def _start(self) -> None:

@@ -106,6 +106,8 @@ class CaptionedImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}; it must be at least 1.")
+        if batch_size > len(train):
+            raise ValueError(f"data.batch_size is {batch_size}, but data.train has {len(train)} examples.")
         self.train, self.validation = train, validation
         self.batch_size, self.seed = batch_size, seed
         self._position = 0

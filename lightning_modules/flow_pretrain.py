@@ -19,8 +19,9 @@ from datamodules.batches import Captioned
 from flow.noise import Stream, batch_noise, keyed_generator
 from flow.objectives import velocity_matching_loss
 from flow.schedule import noise_latents
+from lightning_modules.settings import check_optimizer, check_positive
 from models import ImageModel, load_image_model
-from models.loading import check_model_path
+from models.loading import peek_grid
 
 
 class FlowPretrain(LightningModule):
@@ -51,7 +52,9 @@ class FlowPretrain(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_model_path(model_path)
+        peek_grid(model_path, (image_size, image_size))
+        check_optimizer(optimizer, lr_scheduler)
+        check_positive(gradient_clip=gradient_clip)
         if not 0 <= caption_dropout < 1:
             raise ValueError(
                 f"model.caption_dropout is {caption_dropout}; it is a share in [0, 1). At 1 no caption is ever read."

@@ -25,12 +25,19 @@ from lightning_modules.objectives import OBJECTIVES, Objective, Rollout, micro_b
 from lightning_modules.phases import PhaseClock
 from lightning_modules.sampling import Sampler, group_rollout
 from lightning_modules.scoring import check_weights, group_statistics, means_by_category, score_all
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, check_settings
+from lightning_modules.settings import (
+    LoraSettings,
+    ObjectiveSettings,
+    RolloutSettings,
+    check_optimizer,
+    check_positive,
+    check_settings,
+)
 from lightning_modules.shadow import ShadowWeights
-from lightning_modules.windows import steps_of_iteration
+from lightning_modules.windows import check_window, steps_of_iteration
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
-from models.loading import check_model_path
+from models.loading import peek_sigmas
 from rewards import Reward, Samples
 
 
@@ -69,7 +76,12 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_model_path(model_path)
+        # Everything that can be refused is refused here, before a model loads.
+        sigmas = peek_sigmas(model_path, max(rollout.num_steps, 1), image_size=(image_size, image_size))
+        check_settings(rollout, objective, last_sigma=float(sigmas[-2]))
+        check_window(rollout, objective)
+        check_optimizer(optimizer)
+        check_positive(gradient_clip=gradient_clip, test_members=test_members)
         self.model_path = model_path
         self.image_size = image_size
         self.rewards = rewards
@@ -95,7 +107,6 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
             return
         model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
-        check_settings(self.rollout_settings, self.objective_settings, float(sigmas[-2]))
         if self.lora is not None:
             add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
         else:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
 from flow.guidance import Guidance
 
 
@@ -93,8 +96,44 @@ class LoraSettings:
     """Train a low-rank adapter (peft) in place of the full weights."""
 
     rank: int = 32
+    """Rank of the update of each layer."""
     alpha: int = 64
+    """The update is scaled by alpha / rank."""
     dropout: float = 0.0
+    """Share of the adapter's inputs dropped, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"model.lora.rank is {self.rank}; it must be at least 1, or set model.lora to null.")
+        if self.alpha < 1:
+            raise ValueError(f"model.lora.alpha is {self.alpha}; it must be at least 1 (0 would learn nothing).")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.lora.dropout is {self.dropout}; it must lie in [0, 1).")
+
+
+def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
+    """Try the optimizer on one number: a bad learning rate must not wait for the model to load.
+
+    Raises:
+        ValueError: what the optimizer or the scheduler refused.
+    """
+    try:
+        made = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        if lr_scheduler is not None:
+            lr_scheduler(made)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.optimizer or model.lr_scheduler: {error}") from None
+
+
+def check_positive(**values: float) -> None:
+    """Refuse settings of the model, by name, that are not above 0.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"model.{name} is {value}; it must be above 0.")
 
 
 def check_settings(rollout: RolloutSettings, objective: ObjectiveSettings, last_sigma: float) -> None:
@@ -136,7 +175,7 @@ def _check_sizes(rollout: RolloutSettings, objective: ObjectiveSettings) -> None
         "std_floor": objective.std_floor,
         "nft_beta": objective.nft_beta,
     }.items():
-        if value <= 0:
+        if not value > 0:
             raise ValueError(f"model.objective.{name} is {value}; it must be positive.")
 
 

@@ -22,12 +22,7 @@ def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, 
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: on the adapter's input.
         targets: names of the linear layers to adapt.
-
-    Raises:
-        ValueError: a rank below 1.
     """
-    if rank < 1:
-        raise ValueError(f"model.lora.rank is {rank}; it must be at least 1, or set model.lora to null.")
     transformer.requires_grad_(False)
     transformer.add_adapter(
         LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from pathlib import Path
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
+from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
-from models.qwen_image_21 import QwenImage21
+from models.qwen_image_21 import QwenImage21, latent_grid
 
 #: pipeline class named in a directory's model_index.json -> family
 FAMILIES: dict[str, type[ImageModel]] = {"QwenImage21Pipeline": QwenImage21}
@@ -34,10 +38,51 @@ def check_model_path(path: str | Path) -> str:
             f"'{directory}' has no model_index.json, so it is not in the diffusers layout. "
             "Point at the directory that `save_pretrained` wrote."
         )
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    name = _read_json(index).get("_class_name")
     if name not in FAMILIES:
         raise ValueError(f"'{directory}' holds a {name}; supported families: {', '.join(FAMILIES)}.")
     return name
+
+
+def peek_grid(path: str | Path, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in latent tokens of an image, from the VAE's config alone: no weights are loaded.
+
+    Raises:
+        ValueError: see `check_model_path`; a VAE config that is missing; a size that the model cannot make.
+    """
+    check_model_path(path)
+    config = Path(path) / "vae" / "config.json"
+    if not config.is_file():
+        raise ValueError(f"'{path}' has no vae/config.json: the model directory is incomplete.")
+    return latent_grid(image_size, _read_json(config)["scale_factor_spatial"])
+
+
+def peek_sigmas(path: str | Path, num_steps: int, *, image_size: tuple[int, int]) -> Tensor:
+    """The schedule that the model's own `sigmas` would give, from configs alone: no weights are loaded.
+
+    Args:
+        path: directory in the diffusers layout.
+        num_steps: T.
+        image_size: height and width in pixels.
+
+    Returns:
+        float32 (T + 1,), from 1 down to 0.
+
+    Raises:
+        ValueError: see `peek_grid`; a scheduler config that is missing.
+    """
+    grid = peek_grid(path, image_size)
+    if not (Path(path) / "scheduler" / "scheduler_config.json").is_file():
+        raise ValueError(f"'{path}' has no scheduler/scheduler_config.json: the model directory is incomplete.")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(path), subfolder="scheduler")
+    return sigma_schedule(scheduler, num_steps, image_tokens=math.prod(grid))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}', line {error.lineno}: not JSON ({error.msg}).") from None
 
 
 def load_image_model(

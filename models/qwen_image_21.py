@@ -71,11 +71,7 @@ class QwenImage21(ImageModel):
         Raises:
             ValueError: a side that is no multiple of two latent tokens (a slot is a 2 x 2 group).
         """
-        multiple = 2 * self._pipeline.vae_scale_factor
-        height, width = size or self.image_size
-        if height % multiple or width % multiple or min(height, width) < multiple:
-            raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
-        return height // self._pipeline.vae_scale_factor, width // self._pipeline.vae_scale_factor
+        return latent_grid(size or self.image_size, self._pipeline.vae_scale_factor)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""
@@ -245,6 +241,18 @@ class QwenImage21(ImageModel):
             self._pipeline.save_pretrained(str(path))
         finally:
             self._pipeline.transformer = own
+
+
+def latent_grid(size: tuple[int, int], compression: int) -> tuple[int, int]:
+    """Height and width in latent tokens of an image of `size` pixels under a VAE that compresses so many times.
+
+    Raises:
+        ValueError: a side that is no multiple of two latent tokens (a slot is a 2 x 2 group).
+    """
+    multiple, (height, width) = 2 * compression, size
+    if height % multiple or width % multiple or min(height, width) < multiple:
+        raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
+    return height // compression, width // compression
 
 
 def _by_layout(

@@ -1,0 +1,67 @@
+"""Every shipped config, stacked as its header says, is accepted up to where the trainer would start."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from diffusers import QwenImage21Pipeline
+from lightning.pytorch.cli import LightningCLI
+
+import train
+from demo.quality import QualityScore
+from demo.verifiers import Verifier
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+TEACHER = "configs/demo/t2i_teacher.yaml"
+
+
+def command_of(config: str) -> tuple[str, list[str]]:
+    """Subcommand and stack of the first command in the header; a config without one stacks on the teacher."""
+    lines = (ROOT / config).read_text(encoding="utf-8").splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    header = " ".join(line.lstrip("# ").rstrip("\\ ") for line in lines[:end])
+    match = re.search(r"train\.py (\w+)((?: --\S+| configs/\S+)+)", header)
+    if match is None:
+        return "fit", [TEACHER, config]
+    return match[1], re.findall(r"--config (\S+)", match[2])
+
+
+@pytest.fixture(scope="module")
+def base(tiny_pipeline, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "base"
+    tiny_pipeline.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_config_is_accepted(config, monkeypatch, base, tmp_path):
+    subcommand, stack = command_of(config)
+    assert config in stack
+    arrived: list[train.FlowCLI] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    only = {subcommand: LightningCLI.subcommands()[subcommand]}  # the other parsers take time to make
+    monkeypatch.setattr(train.FlowCLI, "subcommands", staticmethod(lambda: only))
+    monkeypatch.setattr(train.FlowCLI, "_run_subcommand", lambda cli, _subcommand: arrived.append(cli))
+    monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: cls(width=8)))
+    monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: cls(width=8)))
+    monkeypatch.setattr(
+        QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded")
+    )
+    for name in ("render_scenes", "render_edits"):
+        monkeypatch.setattr(f"demo.captioned.{name}", lambda *_a, **_k: pytest.fail("scenes were rendered"))
+    args = [f"--config={path}" for path in stack]
+    train.main([subcommand, *args, f"--model.model_path={base}", f"--run.dir={tmp_path}"])
+    assert arrived[0].subcommand == subcommand
+    assert arrived[0].trainer.logger is not None
+    written = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert written == []
+
+
+def test_headers_are_read():
+    assert command_of("configs/demo/pretrain.yaml") == ("fit", ["configs/demo/pretrain.yaml"])
+    assert command_of("configs/demo/test.yaml") == ("test", [TEACHER, "configs/demo/test.yaml"])
+    assert command_of("configs/adapter/lora.yaml") == ("fit", [TEACHER, "configs/adapter/lora.yaml"])
