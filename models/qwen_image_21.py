@@ -143,10 +143,9 @@ class QwenImage21(ImageModel):
     @torch.no_grad()
     def cache_prefix(self, conditioning: Conditioning) -> Conditioning:
         """See `ImageModel.cache_prefix`: keys and values of every distinct prompt, one cache a prompt length."""
-        prefix: dict[int, tuple[QwenImage21KVCache, int]] = {}
+        prefix = _Prefix()
         for prompts in _by_layout(conditioning, conditioning.rows.unique().tolist()):
-            cache = self._extract(conditioning, prompts)
-            prefix |= {prompt: (cache, position) for position, prompt in enumerate(prompts)}
+            prefix.add(self._extract(conditioning, prompts), prompts)
         return replace(conditioning, prefix=prefix)
 
     def velocity(self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
@@ -167,20 +166,14 @@ class QwenImage21(ImageModel):
 
     def _bucket_velocity(self, latents: Tensor, sigmas: Tensor, conditioning: Conditioning, rows: list[int]) -> Tensor:
         """Velocity of samples that share a layout."""
-        prompts = sorted(set(rows))
         if conditioning.prefix is not None:
-            cache, _ = conditioning.prefix[rows[0]]
-            index = [conditioning.prefix[row][1] for row in rows]
-        elif len(prompts) < len(rows):
-            cache = self._extract(conditioning, prompts)
-            index = [prompts.index(row) for row in rows]
-        else:  # nothing to share: one pass over prefix and target together
-            return self._forward(latents, sigmas, conditioning, rows, None, None)
-        expanded = QwenImage21KVCache(len(self.transformer.transformer_blocks))
-        which = torch.tensor(index, device=latents.device)
-        for source, target in zip(cache.layer_caches, expanded.layer_caches, strict=True):
-            target.store(source.k[which], source.v[which])
-        return self._forward(latents, sigmas, conditioning, rows, expanded, "cached")
+            return self._forward(latents, sigmas, conditioning, rows, conditioning.prefix.expanded(rows), "cached")
+        prompts = sorted(set(rows))
+        if len(prompts) < len(rows):
+            cache = _expand(self._extract(conditioning, prompts), [prompts.index(row) for row in rows])
+            return self._forward(latents, sigmas, conditioning, rows, cache, "cached")
+        # Nothing to share: one pass over prefix and target together.
+        return self._forward(latents, sigmas, conditioning, rows, None, None)
 
     def _extract(self, conditioning: Conditioning, prompts: list[int]) -> QwenImage21KVCache:
         """Prefix keys and values of prompts that share a layout. The target tokens fed along cannot reach them."""
@@ -253,6 +246,35 @@ def latent_grid(size: tuple[int, int], compression: int) -> tuple[int, int]:
     if height % multiple or width % multiple or min(height, width) < multiple:
         raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
     return height // compression, width // compression
+
+
+class _Prefix:
+    """Keys and values of prompts, and their expansions to samples: a rollout asks for the same ones every step."""
+
+    def __init__(self) -> None:
+        self._caches: dict[int, tuple[QwenImage21KVCache, int]] = {}
+        self._expansions: dict[tuple[int, ...], QwenImage21KVCache] = {}
+
+    def add(self, cache: QwenImage21KVCache, prompts: list[int]) -> None:
+        """Remember the cache of prompts that share a layout."""
+        self._caches |= {prompt: (cache, position) for position, prompt in enumerate(prompts)}
+
+    def expanded(self, rows: list[int]) -> QwenImage21KVCache:
+        """One entry a sample, for samples of these prompts, which share a layout."""
+        key = tuple(rows)
+        if key not in self._expansions:
+            cache, _ = self._caches[rows[0]]
+            self._expansions[key] = _expand(cache, [self._caches[row][1] for row in rows])
+        return self._expansions[key]
+
+
+def _expand(cache: QwenImage21KVCache, index: list[int]) -> QwenImage21KVCache:
+    """Entry `index[i]` of every layer for sample i; gradients add up over the samples of an entry."""
+    expanded = QwenImage21KVCache(len(cache.layer_caches))
+    for source, target in zip(cache.layer_caches, expanded.layer_caches, strict=True):
+        which = torch.tensor(index, device=source.k.device)
+        target.store(source.k[which], source.v[which])
+    return expanded
 
 
 def _by_layout(
