@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from diffusers import QwenImage21Pipeline
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 import train
@@ -295,14 +298,7 @@ def test_fault_in_the_code_keeps_its_traceback(monkeypatch, base, tmp_path):
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_error_inside_a_batch_keeps_its_traceback(monkeypatch, capsys, base, tmp_path):
-    def advance(*_args):
-        raise ValueError("in the middle")
-
-    monkeypatch.setattr(train.FlowCLI, "_run_subcommand", advance)
-    with pytest.raises(ValueError, match="in the middle"):
-        train.main(good(base, tmp_path))
-
+def test_error_at_the_start_of_a_run_is_a_message(monkeypatch, capsys, base, tmp_path):
     def start(*_args):
         raise ValueError("at the start")
 
@@ -323,6 +319,16 @@ def test_good_input_arrives_quietly(subcommand, arrived, recwarn, capsys, base, 
     assert arrived[0].subcommand == subcommand
     assert "Tip" not in capsys.readouterr().err
     assert [str(w.message) for w in recwarn if w.category is not DeprecationWarning] == []
+
+
+def test_predictions_are_not_kept_in_memory(monkeypatch, base, tmp_path):
+    given = {}
+    monkeypatch.setattr(
+        Trainer, "predict", wraps(Trainer.predict)(lambda _self, **kwargs: given.update(kwargs))
+    )
+    train.main(good(base, tmp_path, subcommand="predict"))
+    assert given["return_predictions"] is False
+    assert {"model", "datamodule", "ckpt_path"} <= given.keys()
 
 
 @pytest.mark.usefixtures("only_fit")
@@ -388,3 +394,28 @@ def test_settings_and_nearest_names():
     assert {"model_path", "rollout.guidance.scale", "rollout.window.kind"} <= set(names)
     assert nearest("WEIGHTEMA", ["WeightEMA", "Other"]) == " Did you mean 'WeightEMA'?"
     assert nearest("zzz", ["WeightEMA"]) == ""
+
+
+class OneBatch(LightningModule):
+    """Fails in the first batch, whatever the stage."""
+
+    def training_step(self, *_args):
+        raise ValueError("in the middle")
+
+    validation_step = test_step = predict_step = training_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_error_inside_a_batch_is_told_from_one_before(stage, tmp_path):
+    trainer = Trainer(
+        accelerator="cpu", logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match="in the middle") as error_info:
+        getattr(trainer, stage)(OneBatch(), torch.utils.data.DataLoader([torch.zeros(1)]))
+    assert train._in_a_batch(error_info.value)
+    with pytest.raises(ValueError, match="before") as error_info:
+        raise ValueError("before")
+    assert not train._in_a_batch(error_info.value)
