@@ -133,5 +133,5 @@ def _draw_attributes(category: str, rng: np.random.Generator) -> dict[str, str]:
             length = 1 + int(rng.choice(MAX_LETTERS, p=_LENGTH_PROBABILITIES))
             drawn["text"] = "".join(rng.choice(list(LETTERS), size=length))
         elif attribute.exists(drawn):
-            drawn[attribute.name] = str(rng.choice(attribute.values))
+            drawn[attribute.name] = attribute.values[rng.integers(len(attribute.values))]
     return drawn

@@ -20,7 +20,6 @@ from typing_extensions import override
 from datamodules.batches import Prompts
 from flow.advantages import group_advantages
 from flow.rollout import Trajectory
-from lightning_modules.adapters import add_lora
 from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.objectives import OBJECTIVES, Objective, Rollout, micro_batches
 from lightning_modules.phases import PhaseClock
@@ -37,6 +36,7 @@ from lightning_modules.settings import (
 from lightning_modules.shadow import ShadowWeights
 from lightning_modules.windows import check_window, steps_of_iteration
 from models import ImageModel, load_image_model
+from models.adapters import add_lora
 from models.loading import peek_sigmas
 from rewards import Reward, Samples
 
@@ -108,7 +108,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
         if self.lora is not None:
-            add_lora(model, self.lora)
+            add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
         else:
             model.transformer.requires_grad_(True)
         self.model = model

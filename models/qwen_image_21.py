@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from flow.schedule import sigma_schedule
+from models.adapters import merged_copy
 from models.image_model import Conditioning, ImageModel
 from models.images import to_uint8
 
@@ -234,7 +235,12 @@ class QwenImage21(ImageModel):
 
     def save_pretrained(self, path: str | Path) -> None:
         """See `ImageModel.save_pretrained`."""
-        self._pipeline.save_pretrained(str(path))
+        own = self._pipeline.transformer
+        self._pipeline.transformer = merged_copy(own)
+        try:
+            self._pipeline.save_pretrained(str(path))
+        finally:
+            self._pipeline.transformer = own
 
 
 def latent_grid(size: tuple[int, int], compression: int) -> tuple[int, int]:

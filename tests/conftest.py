@@ -1,25 +1,98 @@
-"""A tiny pipeline with random weights that are large enough to matter."""
+"""A tiny pipeline with random weights that are large enough to matter, and a policy around it."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
+from planted import Brightness
 
+from datamodules import PromptDataModule
+from flow.guidance import Guidance
+from lightning_modules import GRPOPolicy
+from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings
 from models import QwenImage21
 from models.tiny import build_pipeline
+
+CATEGORIES = ("portrait", "plant")
+TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow background", "a red pot")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as train.py does: a random model is full of denormals
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline() -> QwenImage21Pipeline:
-    pipeline = build_pipeline(["a portrait of a person with red hair", "a tulip in a blue pot, yellow background"] * 4)
+    pipeline = build_pipeline(TEXTS * 4)
     generator = torch.Generator().manual_seed(1)
-    weight = pipeline.transformer.proj_out.weight
     with torch.no_grad():  # a fresh model's last layer is zero, and its velocity with it
-        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+        for weight in (pipeline.transformer.proj_out.weight, pipeline.transformer.modulation[1].weight):
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
     return pipeline
 
 
 @pytest.fixture
 def tiny_model(tiny_pipeline: QwenImage21Pipeline) -> QwenImage21:
     return QwenImage21(tiny_pipeline, image_size=(32, 32))
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny_pipeline: QwenImage21Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_pipeline.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three small prompt files, by the argument names of `PromptDataModule`."""
+    directory, files, first = tmp_path_factory.mktemp("prompts"), {}, 0
+    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
+        path = Path(directory) / f"{split}.jsonl"
+        rows = [
+            {"id": first + i, "prompt": TEXTS[i % 3], "category": CATEGORIES[i % 2]} for i in range(count)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files[f"{split}_file"], first = str(path), first + count
+    return files
+
+
+@pytest.fixture
+def data(prompt_files: dict[str, str]) -> Callable[..., PromptDataModule]:
+    def make(**changes: object) -> PromptDataModule:
+        return PromptDataModule(**prompt_files, **({"prompts_per_step": 2} | changes))
+
+    return make
+
+
+@pytest.fixture
+def policy(tiny_path: str) -> Callable[..., GRPOPolicy]:
+    """`policy(kind, rollout={...}, objective={...}, **arguments)`: a small policy with a planted reward."""
+
+    def make(kind: str = "nft", rollout: dict | None = None, objective: dict | None = None, **changes) -> GRPOPolicy:
+        settings = {
+            "num_steps": 4,
+            "group_size": 3,
+            "guidance": Guidance(scale=2.5, low=0.6),
+            "transition": "ode" if kind == "nft" else "flow_sde",
+            "window": WindowSettings(count=2, fraction=0.75),
+        } | (rollout or {})
+        arguments = {
+            "model_path": tiny_path,
+            "image_size": 32,
+            "rewards": {"brightness": Brightness()},
+            "optimizer": partial(torch.optim.AdamW, lr=1e-3),
+            "rollout": RolloutSettings(**settings),
+            "objective": ObjectiveSettings(**({"kind": kind, "micro_batch_size": 4} | (objective or {}))),
+        } | changes
+        return GRPOPolicy(**arguments)
+
+    return make

@@ -9,7 +9,7 @@ from demo.world import CATEGORIES, key_attributes, make_scene
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_parse_inverts_captions(split: str) -> None:
     named = set()
-    for index in range(1500):
+    for index in range(1000):
         scene = make_scene(5, index, split=split)
         request = parse(caption(scene, 5, index))
         assert request.category == scene.category

@@ -1,0 +1,161 @@
+"""What must hold to the last bit, or to float tolerance, inside one GRPO iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from datamodules.batches import Prompts
+from lightning_modules import GRPOPolicy
+from lightning_modules.objectives import Rollout
+from lightning_modules.settings import LoraSettings
+
+BATCH = Prompts(
+    ids=(11, 12),
+    texts=("a portrait of a person with red hair", "a red pot"),  # of different length
+    categories=("portrait", "plant"),
+)
+
+
+def rolled_out(module: GRPOPolicy) -> tuple[Rollout, torch.Tensor]:
+    module.configure_model()
+    module.model.transformer.train()
+    return module._roll_out(BATCH)
+
+
+def gradients(module: GRPOPolicy, rollout: Rollout, advantages: torch.Tensor) -> list[torch.Tensor]:
+    module.manual_backward = lambda loss: loss.backward()
+    module.zero_grad()
+    module.accumulate_gradients(rollout, advantages, module._prepare(rollout, 0))
+    return [p.grad.clone() for p in module.model.transformer.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", ["clipped", "guarded"])
+@pytest.mark.parametrize("transition", ["flow_sde", "cps", "dance"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_ratio_is_exactly_one_at_the_first_update(policy, kind, transition, dtype, size) -> None:
+    if kind == "guarded" and (transition != "flow_sde" or size == 1):
+        pytest.skip("the same ratio code as clipped; one transition and two sizes are enough")
+    module = policy(kind, rollout={"transition": transition}, objective={"micro_batch_size": size, "updates": 2})
+    module.configure_model()
+    module.model.transformer.to(dtype)
+    rollout, _ = rolled_out(module)
+    prepared = module._prepare(rollout, 0)
+    assert prepared["log_prob"].shape == (2, 6)
+    module.manual_backward = lambda loss: loss.backward()
+    metrics = module.accumulate_gradients(rollout, torch.linspace(-1, 1, 6), prepared)
+    assert float(metrics["ratio_deviation_max"]) == 0.0
+    assert float(metrics["clip_fraction"]) == 0.0
+
+
+def test_ratio_is_exactly_one_for_an_adapter(policy) -> None:
+    module = policy("clipped", objective={"updates": 2}, lora=LoraSettings(rank=4, alpha=8))
+    rollout, _ = rolled_out(module)
+    for name, parameter in module.model.transformer.named_parameters():
+        if "lora_B" in name:  # a fresh adapter is zero and would hide a mistake
+            torch.nn.init.normal_(parameter, std=0.05)
+    prepared = module._prepare(rollout, 0)
+    module.manual_backward = lambda loss: loss.backward()
+    metrics = module.accumulate_gradients(rollout, torch.linspace(-1, 1, 6), prepared)
+    assert float(metrics["ratio_deviation_max"]) == 0.0
+
+
+def test_ratio_leaves_one_after_an_update(policy) -> None:
+    module = policy("clipped", objective={"updates": 2})
+    rollout, _ = rolled_out(module)
+    prepared = module._prepare(rollout, 0)
+    with torch.no_grad():
+        module.model.transformer.proj_out.weight.mul_(1.01)
+    module.manual_backward = lambda loss: loss.backward()
+    metrics = module.accumulate_gradients(rollout, torch.linspace(-1, 1, 6), prepared)
+    assert float(metrics["ratio_deviation_max"]) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["clipped", "guarded", "nft"])
+def test_gradients_do_not_depend_on_the_micro_batch(policy: Callable[..., GRPOPolicy], kind: str) -> None:
+    found = []
+    for size in (1, 4, 64):
+        module = policy(kind, objective={"micro_batch_size": size, "nft_steps": 2, "clip_range": 0.1})
+        rollout, _ = rolled_out(module)
+        found.append(gradients(module, rollout, torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2])))
+    assert sum(g.square().sum() for g in found[0]) > 0
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(a.abs().max()) + 1e-10)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_samples_do_not_depend_on_the_rollout_batch(policy, shared: bool) -> None:
+    found = []
+    for size in (1, 128):
+        module = policy("clipped", rollout={"batch_size": size, "shared_noise": shared})
+        found.append(rolled_out(module)[0].trajectory)
+    assert found[0].steps == found[1].steps
+    for name in ("latents", "states", "next_states"):
+        a, b = getattr(found[0], name), getattr(found[1], name)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_shared_noise_gives_every_member_the_same_first_state(policy) -> None:
+    rollout, images = rolled_out(policy("clipped", rollout={"shared_noise": True}))
+    first = rollout.trajectory.states[0].unflatten(0, (2, 3))
+    assert torch.equal(first, first[:, :1].expand_as(first))
+    assert (images.unflatten(0, (2, 3)).std(dim=1) > 0).any()  # and then they part
+
+
+def test_noise_differs_between_iterations_members_and_prompts(policy) -> None:
+    module = policy("nft")
+    first = rolled_out(module)[0].trajectory.latents
+    module.iteration = 1
+    second = rolled_out(module)[0].trajectory.latents
+    everything = torch.cat([first, second])
+    distances = torch.cdist(everything.flatten(1), everything.flatten(1)) + torch.eye(12) * 1e3
+    assert float(distances.min()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["clipped", "nft"])
+def test_no_unconditional_forward_in_the_update_under_hybrid_guidance(policy, monkeypatch, kind: str) -> None:
+    """Counted: every row that the update evaluates carries its own prompt's embedding, never the blank one."""
+    module = policy(kind)
+    rollout, _ = rolled_out(module)
+    blank = module.model.encode([""]).embeds[0]
+    rows: list[torch.Tensor] = []
+    forward = module.model.transformer.forward
+
+    def counted(*args, encoder_hidden_states: torch.Tensor, **kwargs):
+        rows.extend(encoder_hidden_states.unbind())
+        return forward(*args, encoder_hidden_states=encoder_hidden_states, **kwargs)
+
+    monkeypatch.setattr(module.model.transformer, "forward", counted)
+    gradients(module, rollout, torch.ones(6))
+    assert len(rows) >= 6
+    assert not any(row.shape == blank.shape and torch.equal(row, blank) for row in rows)
+
+
+def test_guidance_in_both_does_evaluate_the_blank_prompt(policy, monkeypatch) -> None:
+    module = policy("clipped", rollout={"cfg": "both"})
+    rollout, _ = rolled_out(module)
+    blank = module.model.encode([""]).embeds[0]
+    seen = []
+    forward = module.model.transformer.forward
+
+    def counted(*args, encoder_hidden_states: torch.Tensor, **kwargs):
+        seen.extend(r.shape == blank.shape and torch.equal(r, blank) for r in encoder_hidden_states)
+        return forward(*args, encoder_hidden_states=encoder_hidden_states, **kwargs)
+
+    monkeypatch.setattr(module.model.transformer, "forward", counted)
+    gradients(module, rollout, torch.ones(6))
+    assert any(seen)
+    assert not all(seen)
+
+
+def test_nft_gradient_is_zero_without_advantages_at_the_old_policy(policy) -> None:
+    """At v == v_old the two branches' errors are equal, so r = 1/2 leaves nothing (the reference term is 0 too)."""
+    module = policy("nft")
+    rollout, _ = rolled_out(module)
+    still = gradients(module, rollout, torch.zeros(6))
+    moving = gradients(module, rollout, torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2]))
+    assert max(float(g.abs().max()) for g in still) < 1e-6 * max(float(g.abs().max()) for g in moving)

@@ -1,0 +1,114 @@
+"""Shadow weights against their closed form, and the settings that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flow.guidance import Guidance
+from lightning_modules.scoring import check_weights, group_statistics, means_by_category
+from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings, check_settings
+from lightning_modules.shadow import ShadowWeights
+from lightning_modules.windows import steps_of_iteration
+
+
+def test_blend_follows_the_closed_form() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    shadow = ShadowWeights(layer)
+    torch.nn.init.ones_(layer.weight)
+    for _ in range(5):
+        shadow.blend(0.9)
+    assert float(shadow.state_dict()["weight"]) == pytest.approx(1 - 0.9**5, rel=1e-6)
+
+
+def test_applied_restores_both_sides_after_an_error() -> None:
+    layer = torch.nn.Linear(2, 2)
+    shadow = ShadowWeights(layer)
+    with torch.no_grad():
+        layer.weight.add_(1)
+    live, kept = layer.weight.clone(), shadow.state_dict()["weight"].clone()
+    with pytest.raises(RuntimeError, match="inside"), shadow.applied():
+        assert torch.equal(layer.weight, kept)
+        raise RuntimeError("inside")
+    assert torch.equal(layer.weight, live)
+    assert torch.equal(shadow.state_dict()["weight"], kept)
+
+
+def test_frozen_parameters_are_not_shadowed() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    assert list(ShadowWeights(layer).state_dict()) == ["weight"]
+
+
+def test_state_of_other_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.lora"):
+        ShadowWeights(torch.nn.Linear(2, 2)).load_state_dict({"other": torch.zeros(1)})
+
+
+PG = {"transition": "flow_sde", "guidance": Guidance(scale=2.5, low=0.6)}
+NFT = {"transition": "ode", "guidance": Guidance(scale=2.5)}
+
+
+@pytest.mark.parametrize(
+    ("rollout", "objective", "message"),
+    [
+        (NFT | {"group_size": 1}, {"kind": "nft"}, "no baseline"),
+        (NFT | {"num_steps": 1}, {"kind": "nft"}, "num_steps is 1"),
+        (NFT | {"shared_noise": True}, {"kind": "nft"}, "identical"),
+        (NFT | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
+        (NFT | {"cfg": "both"}, {"kind": "nft"}, "no meaning for nft"),
+        (NFT | {"cfg": "none"}, {"kind": "nft"}, "would be ignored"),
+        (NFT | {"guidance": Guidance(scale=1.0)}, {"kind": "nft"}, "no guidance"),
+        (NFT, {"kind": "nft", "nft_sigma_low": 0.9, "nft_sigma_high": 0.3}, "0 <= low < high"),
+        (NFT, {"kind": "nft", "updates": 0}, "updates is 0"),
+        (NFT, {"kind": "nft", "std_floor": 0.0}, "must be positive"),
+        (NFT, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
+        (PG | {"transition": "ode"}, {"kind": "clipped"}, "no log-probability"),
+        (PG | {"noise_level": 0.0}, {"kind": "clipped"}, "needs stochastic steps"),
+        (PG | {"transition": "cps", "window": WindowSettings(kind="all")}, {"kind": "clipped"}, "shrinks"),
+        (PG | {"guidance": Guidance(scale=2.5)}, {"kind": "guarded"}, "wrong way"),
+    ],
+)
+def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), last_sigma=0.25)
+
+
+def test_sound_settings_and_the_explicit_risk_pass() -> None:
+    check_settings(RolloutSettings(**NFT), ObjectiveSettings(kind="nft"), last_sigma=0.25)
+    check_settings(RolloutSettings(**PG), ObjectiveSettings(kind="clipped"), last_sigma=0.25)
+    guided = RolloutSettings(transition="flow_sde", guidance=Guidance(scale=2.5))
+    check_settings(guided, ObjectiveSettings(kind="clipped"), last_sigma=0.06)
+    risky = RolloutSettings(transition="flow_sde", guidance=Guidance(scale=2.5), allow_coarse_guidance=True)
+    check_settings(risky, ObjectiveSettings(kind="clipped"), last_sigma=0.25)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"aesthetics": 0.5, "quality": 0.5}, "Did you mean 'aesthetic'"),
+        ({"aesthetic": 1.0}, "no entry for quality"),
+        ({"aesthetic": 0.5, "quality": 0.6}, "sums to 1.1"),
+        ({"aesthetic": -0.5, "quality": 1.5}, "non-negative"),
+    ],
+)
+def test_weights_are_checked(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_weights({"aesthetic": None, "quality": None}, weights)
+
+
+def test_statistics_leave_masked_scores_out() -> None:
+    scores = torch.tensor([1.0, 3.0, float("nan"), 2.0, 2.0, 5.0])
+    groups = torch.tensor([7, 7, 7, 9, 9, 9])
+    assert group_statistics(scores, groups) == pytest.approx({"range": 2.5, "std": (1 + 2**0.5) / 2})
+    found = means_by_category(scores, ["a", "a", "b", "c", "c", "c"])
+    assert found == pytest.approx({"a": 2.0, "c": 3.0})
+
+
+def test_window_is_drawn_anew_each_iteration_from_the_high_noise_part() -> None:
+    window = WindowSettings(kind="high_noise", count=2, fraction=0.5)
+    drawn = [steps_of_iteration(window, 10, iteration=i, seed=0) for i in range(40)]
+    assert drawn == [steps_of_iteration(window, 10, iteration=i, seed=0) for i in range(40)]
+    assert {step for steps in drawn for step in steps} == set(range(5))
+    assert all(len(set(steps)) == 2 for steps in drawn)
