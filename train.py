@@ -28,6 +28,8 @@ from cli_errors import SettingError, explain_instantiation, explain_parsing
 
 #: set to 1 to see the traceback of a bad setting
 TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
+#: Lightning's functions that run one batch of fit, of validate and test, and of predict
+BATCH_FUNCTIONS = {"advance", "_evaluation_step", "_predict_step"}
 
 
 class StrictParser(LightningArgumentParser):
@@ -48,6 +50,16 @@ class StrictParser(LightningArgumentParser):
 
 class FlowCLI(LightningCLI):
     """LightningCLI with run-wide values for interpolation and checks that come before any model."""
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        return known | {"predict": known["predict"] | {"return_predictions"}}
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run `predict`: callbacks write the images, so nothing needs to keep them all in memory."""
+        self.trainer.predict(**kwargs, return_predictions=False)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -160,6 +172,12 @@ def _quiet() -> None:
     """Leave out advice that does not apply here, each piece by its own words: nothing else is lost."""
     # Prompts are read once into memory: worker processes would only cost their start.
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
+    # A batch's record knows how to move itself: the module's way is the one meant, whatever the data.
+    warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
+    # The frozen encoders are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # Lightning's own use of torch, which its next release changes.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
     # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.
     warnings.filterwarnings(
         "ignore", message="LightningCLI's args parameter is intended to run from within Python"
@@ -173,7 +191,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _in_a_batch(error: BaseException) -> bool:
     """Tell whether Lightning's loops were running: then no setting is to blame and the traceback matters."""
-    return any(frame.f_code.co_name == "advance" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code.co_name in BATCH_FUNCTIONS for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def main(args: list[str] | None = None) -> None:

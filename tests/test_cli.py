@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from diffusers import QwenImage21Pipeline
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 import train
@@ -18,15 +21,8 @@ ROOT = Path(__file__).parents[1]
 TEACHER = "configs/demo/t2i_teacher.yaml"
 
 
-@pytest.fixture(scope="module")
-def base(tiny_pipeline, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("cli") / "base"
-    tiny_pipeline.save_pretrained(path)
-    return path
-
-
 @pytest.fixture(autouse=True)
-def nothing_loads(monkeypatch, base) -> None:
+def nothing_loads(monkeypatch) -> None:
     """From the project's root, with scorers that need no weights; a generator that loads fails the test."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["train.py"])
@@ -52,9 +48,9 @@ def only_fit(monkeypatch) -> None:
     monkeypatch.setattr(train.FlowCLI, "subcommands", staticmethod(lambda: fit))
 
 
-def good(base: Path, tmp_path: Path, *more: str, subcommand: str = "fit") -> list[str]:
+def good(model_path: str, tmp_path: Path, *more: str, subcommand: str = "fit") -> list[str]:
     """A command line without mistakes, and what is added to it."""
-    place = [f"--model.model_path={base}", f"--run.dir={tmp_path}/runs"]
+    place = [f"--model.model_path={model_path}", f"--run.dir={tmp_path}/runs"]
     return [subcommand, "--config", TEACHER, *place, *more]
 
 
@@ -204,9 +200,9 @@ OPTIONS = {
 
 @pytest.mark.usefixtures("only_fit")
 @pytest.mark.parametrize("case", OPTIONS)
-def test_bad_option_is_one_message_before_any_model(case, capsys, base, tmp_path):
+def test_bad_option_is_one_message_before_any_model(case, capsys, tiny_path, tmp_path):
     added, *expected = OPTIONS[case]
-    text = complaint(capsys, good(base, tmp_path, *added))
+    text = complaint(capsys, good(tiny_path, tmp_path, *added))
     for words in expected:
         assert words in text
 
@@ -245,11 +241,11 @@ FILES = {
 
 @pytest.mark.usefixtures("only_fit")
 @pytest.mark.parametrize("case", FILES)
-def test_bad_file_is_one_message_before_any_model(case, capsys, base, tmp_path):
+def test_bad_file_is_one_message_before_any_model(case, capsys, tiny_path, tmp_path):
     content, *expected = FILES[case]
     path = tmp_path / "bad.yaml"
     path.write_text(content, encoding="utf-8")
-    text = complaint(capsys, good(base, tmp_path, f"--config={path}"))
+    text = complaint(capsys, good(tiny_path, tmp_path, f"--config={path}"))
     for words in expected:
         assert words in text
 
@@ -276,58 +272,61 @@ def test_missing_settings_are_named(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_reward_file_that_is_missing_is_named(monkeypatch, capsys, base, tmp_path):
+def test_reward_file_that_is_missing_is_named(monkeypatch, capsys, tiny_path, tmp_path):
     def load(cls, name):
         raise FileNotFoundError(f"{name}.safetensors is missing: train it.")
 
     monkeypatch.setattr(Verifier, "load", classmethod(load))
-    assert "annotator.safetensors is missing" in complaint(capsys, good(base, tmp_path))
+    assert "annotator.safetensors is missing" in complaint(capsys, good(tiny_path, tmp_path))
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_fault_in_the_code_keeps_its_traceback(monkeypatch, base, tmp_path):
+def test_fault_in_the_code_keeps_its_traceback(monkeypatch, tiny_path, tmp_path):
     def load(cls, name):
         raise AttributeError("a bug")
 
     monkeypatch.setattr(Verifier, "load", classmethod(load))
     with pytest.raises(RuntimeError, match="no setting is to blame"):
-        train.main(good(base, tmp_path))
+        train.main(good(tiny_path, tmp_path))
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_error_inside_a_batch_keeps_its_traceback(monkeypatch, capsys, base, tmp_path):
-    def advance(*_args):
-        raise ValueError("in the middle")
-
-    monkeypatch.setattr(train.FlowCLI, "_run_subcommand", advance)
-    with pytest.raises(ValueError, match="in the middle"):
-        train.main(good(base, tmp_path))
-
+def test_error_at_the_start_of_a_run_is_a_message(monkeypatch, capsys, tiny_path, tmp_path):
     def start(*_args):
         raise ValueError("at the start")
 
     monkeypatch.setattr(train.FlowCLI, "_run_subcommand", start)
-    assert "error: at the start" in complaint(capsys, good(base, tmp_path))
+    assert "error: at the start" in complaint(capsys, good(tiny_path, tmp_path))
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_traceback_on_request(monkeypatch, base, tmp_path):
+def test_traceback_on_request(monkeypatch, tiny_path, tmp_path):
     monkeypatch.setenv(train.TRACEBACK_VARIABLE, "1")
     with pytest.raises(ValueError, match="33 x 33"):
-        train.main(good(base, tmp_path, "--model.image_size=33"))
+        train.main(good(tiny_path, tmp_path, "--model.image_size=33"))
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_good_input_arrives_quietly(subcommand, arrived, recwarn, capsys, base, tmp_path):
-    train.main(good(base, tmp_path, subcommand=subcommand))
+def test_good_input_arrives_quietly(subcommand, arrived, recwarn, capsys, tiny_path, tmp_path):
+    train.main(good(tiny_path, tmp_path, subcommand=subcommand))
     assert arrived[0].subcommand == subcommand
     assert "Tip" not in capsys.readouterr().err
     assert [str(w.message) for w in recwarn if w.category is not DeprecationWarning] == []
 
 
+def test_predictions_are_not_kept_in_memory(monkeypatch, tiny_path, tmp_path):
+    given = {}
+    monkeypatch.setattr(
+        Trainer, "predict", wraps(Trainer.predict)(lambda _self, **kwargs: given.update(kwargs))
+    )
+    train.main(good(tiny_path, tmp_path, subcommand="predict"))
+    assert given["return_predictions"] is False
+    assert {"model", "datamodule", "ckpt_path"} <= given.keys()
+
+
 @pytest.mark.usefixtures("only_fit")
-def test_interpolation_sees_overrides(arrived, base, tmp_path):
-    train.main(good(base, tmp_path, "--run.name=other", "--run.seed=7"))
+def test_interpolation_sees_overrides(arrived, tiny_path, tmp_path):
+    train.main(good(tiny_path, tmp_path, "--run.name=other", "--run.seed=7"))
     trainer, place = arrived[0].trainer, tmp_path / "runs" / "other"
     assert Path(trainer.logger.log_dir) == place
     assert Path(trainer.checkpoint_callback.dirpath) == place / "checkpoints"
@@ -338,9 +337,9 @@ def test_interpolation_sees_overrides(arrived, base, tmp_path):
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_configs_stack_and_the_command_line_wins(arrived, base, tmp_path):
+def test_configs_stack_and_the_command_line_wins(arrived, tiny_path, tmp_path):
     stack = ["--config", "configs/objective/clipped.yaml", "--config", "configs/adapter/lora.yaml"]
-    train.main(good(base, tmp_path, *stack, "--model.objective.kind=guarded"))
+    train.main(good(tiny_path, tmp_path, *stack, "--model.objective.kind=guarded"))
     model = arrived[0].model
     assert model.objective_settings.kind == "guarded"  # the command line
     assert model.rollout_settings.transition == "flow_sde"  # the second file
@@ -349,9 +348,9 @@ def test_configs_stack_and_the_command_line_wins(arrived, base, tmp_path):
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_print_config_shows_the_overrides(capsys, base, tmp_path):
+def test_print_config_shows_the_overrides(capsys, tiny_path, tmp_path):
     with pytest.raises(SystemExit) as exit_info:
-        train.main(good(base, tmp_path, "--model.rollout.group_size=5", "--print_config=skip_null"))
+        train.main(good(tiny_path, tmp_path, "--model.rollout.group_size=5", "--print_config=skip_null"))
     assert exit_info.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["init_args"]["rollout"]["group_size"] == 5
@@ -359,11 +358,11 @@ def test_print_config_shows_the_overrides(capsys, base, tmp_path):
 
 
 @pytest.mark.usefixtures("only_fit")
-def test_last_checkpoint_of_the_run_is_accepted(arrived, base, tmp_path):
+def test_last_checkpoint_of_the_run_is_accepted(arrived, tiny_path, tmp_path):
     checkpoints = tmp_path / "runs" / "t2i_teacher" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "last.ckpt").write_bytes(b"")
-    train.main(good(base, tmp_path, "--ckpt_path=last"))
+    train.main(good(tiny_path, tmp_path, "--ckpt_path=last"))
     assert arrived[0].config.fit.ckpt_path == "last"
 
 
@@ -388,3 +387,28 @@ def test_settings_and_nearest_names():
     assert {"model_path", "rollout.guidance.scale", "rollout.window.kind"} <= set(names)
     assert nearest("WEIGHTEMA", ["WeightEMA", "Other"]) == " Did you mean 'WeightEMA'?"
     assert nearest("zzz", ["WeightEMA"]) == ""
+
+
+class OneBatch(LightningModule):
+    """Fails in the first batch, whatever the stage."""
+
+    def training_step(self, *_args):
+        raise ValueError("in the middle")
+
+    validation_step = test_step = predict_step = training_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_error_inside_a_batch_is_told_from_one_before(stage, tmp_path):
+    trainer = Trainer(
+        accelerator="cpu", logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match="in the middle") as error_info:
+        getattr(trainer, stage)(OneBatch(), torch.utils.data.DataLoader([torch.zeros(1)]))
+    assert train._in_a_batch(error_info.value)
+    with pytest.raises(ValueError, match="before") as error_info:
+        raise ValueError("before")
+    assert not train._in_a_batch(error_info.value)
