@@ -10,7 +10,7 @@ Shapes: N samples, P distinct prompts, L text tokens, D text channels, S latent 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,11 +20,13 @@ from diffusers import QwenImage21Pipeline
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flow.schedule import sigma_schedule
 from models.adapters import merged_copy
 from models.image_model import Conditioning, ImageModel
 from models.images import to_uint8
+from models.qwen_image_21_prefix import Prefix
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
 TOKENS_A_SLOT = 4
@@ -142,46 +144,53 @@ class QwenImage21(ImageModel):
 
     @torch.no_grad()
     def cache_prefix(self, conditioning: Conditioning) -> Conditioning:
-        """See `ImageModel.cache_prefix`: keys and values of every distinct prompt, one cache a prompt length."""
-        prefix = _Prefix()
-        for prompts in _by_layout(conditioning, conditioning.rows.unique().tolist()):
-            prefix.add(self._extract(conditioning, prompts), prompts)
-        return replace(conditioning, prefix=prefix)
+        """See `ImageModel.cache_prefix`: keys and values of every distinct prompt."""
+        return replace(conditioning, prefix=self._extract(conditioning, conditioning.rows.unique().tolist()))
 
     def velocity(self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        """See `ImageModel.velocity`. Samples are evaluated by prompt length, so none is ever padded."""
+        """See `ImageModel.velocity`. One forward for the prefixes and one for the targets, or a single joint one."""
         if latents.shape[0] != len(conditioning):
             raise ValueError(f"{latents.shape[0]} latents for a conditioning of {len(conditioning)} samples.")
         sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(latents.shape[0])
         rows = conditioning.rows.tolist()
-        buckets = list(_by_layout(conditioning, range(len(rows)), rows))
-        if len(buckets) == 1:
-            return self._bucket_velocity(latents, sigmas, conditioning, rows)
-        order = torch.tensor([i for bucket in buckets for i in bucket])
-        outputs = [
-            self._bucket_velocity(latents[bucket], sigmas[bucket], conditioning, [rows[i] for i in bucket])
-            for bucket in buckets
-        ]
-        return torch.cat(outputs)[order.argsort().to(latents.device)]
-
-    def _bucket_velocity(self, latents: Tensor, sigmas: Tensor, conditioning: Conditioning, rows: list[int]) -> Tensor:
-        """Velocity of samples that share a layout."""
         if conditioning.prefix is not None:
-            return self._forward(latents, sigmas, conditioning, rows, conditioning.prefix.expanded(rows), "cached")
+            return self._target_velocity(latents, sigmas, conditioning, rows, conditioning.prefix)
         prompts = sorted(set(rows))
-        if len(prompts) < len(rows):
-            cache = _expand(self._extract(conditioning, prompts), [prompts.index(row) for row in rows])
-            return self._forward(latents, sigmas, conditioning, rows, cache, "cached")
-        # Nothing to share: one pass over prefix and target together.
-        return self._forward(latents, sigmas, conditioning, rows, None, None)
+        if len(prompts) == len(rows) and len({conditioning.embeds[row].shape[0] for row in rows}) == 1:
+            # Nothing to share and nothing to pad: prefix and target together.
+            return self._forward(latents, sigmas, conditioning, rows)
+        return self._target_velocity(latents, sigmas, conditioning, rows, self._extract(conditioning, prompts))
 
-    def _extract(self, conditioning: Conditioning, prompts: list[int]) -> QwenImage21KVCache:
-        """Prefix keys and values of prompts that share a layout. The target tokens fed along cannot reach them."""
+    def _extract(self, conditioning: Conditioning, prompts: list[int]) -> Prefix:
+        """Prefix keys and values of prompts, in one forward. The target tokens fed along can't reach them."""
         cache = QwenImage21KVCache(len(self.transformer.transformer_blocks))
-        tokens, channels = math.prod(conditioning.target_grid), self.transformer.config.in_channels
-        blank = torch.zeros(len(prompts), tokens, channels, device=self.device)
-        self._forward(blank, blank.new_zeros(len(prompts)), conditioning, prompts, cache, "extract")
-        return cache
+        smallest = replace(conditioning, target_grid=(2, 2))
+        blank = torch.zeros(len(prompts), TOKENS_A_SLOT, self.transformer.config.in_channels, device=self.device)
+        self._forward(blank, blank.new_zeros(len(prompts)), smallest, prompts, cache)
+        text = [int((~conditioning.image_slots[p]).sum()) for p in prompts]
+        source = conditioning.source_grid or (0, 0)
+        return Prefix(
+            cache=cache,
+            prompts=tuple(prompts),
+            lengths=tuple(count + math.prod(source) for count in text),
+            frames=tuple(count + max(source) for count in text),
+            frequencies=self.transformer.pos_embed.freqs[0],
+        )
+
+    def _target_velocity(
+        self, latents: Tensor, sigmas: Tensor, conditioning: Conditioning, rows: list[int], prefix: Prefix
+    ) -> Tensor:
+        """Velocity of samples whose prefixes are known."""
+        batch = prefix.batch(rows)
+        if batch.valid is None:
+            return self._forward(latents, sigmas, conditioning, rows, batch.cache, cached=True)
+        # Padded prefixes: to the transformer they are so many tokens of text, whatever is in them.
+        channels = self.transformer.config.context_in_dim
+        text = torch.zeros(*batch.valid.shape, channels, dtype=self.transformer.dtype, device=latents.device)
+        slots = batch.valid.new_zeros(batch.valid.shape[1])
+        return self._transform(
+            latents, sigmas, text, slots, [(1, *conditioning.target_grid)], batch.cache, "cached", batch.valid
+        )
 
     def _forward(
         self,
@@ -189,28 +198,45 @@ class QwenImage21(ImageModel):
         sigmas: Tensor,
         conditioning: Conditioning,
         rows: list[int],
+        cache: QwenImage21KVCache | None = None,
+        *,
+        cached: bool = False,
+    ) -> Tensor:
+        """Samples with their own text, padded on the right to the longest, which only the extraction may be."""
+        hidden, shapes = latents, [(1, *conditioning.target_grid)]
+        if conditioning.source_latents is not None and conditioning.source_grid is not None:
+            hidden = torch.cat([conditioning.source_latents[rows].to(hidden.dtype), hidden], dim=1)
+            shapes.insert(0, (1, *conditioning.source_grid))
+        text = pad_sequence([conditioning.embeds[row] for row in rows], batch_first=True)
+        slots = max((conditioning.image_slots[row] for row in rows), key=len)
+        mode = None if cache is None else ("cached" if cached else "extract")
+        return self._transform(hidden, sigmas, text, slots, shapes, cache, mode, None)[:, -latents.shape[1] :]
+
+    def _transform(
+        self,
+        hidden: Tensor,
+        sigmas: Tensor,
+        text: Tensor,
+        slots: Tensor,
+        shapes: list[tuple[int, int, int]],
         cache: QwenImage21KVCache | None,
         mode: str | None,
+        valid: Tensor | None,
     ) -> Tensor:
-        dtype, tokens = self.transformer.dtype, latents.shape[1]
-        hidden = latents.to(dtype)
-        shapes = [(1, *conditioning.target_grid)]
-        if conditioning.source_latents is not None and conditioning.source_grid is not None:
-            hidden = torch.cat([conditioning.source_latents[rows].to(dtype), hidden], dim=1)
-            shapes.insert(0, (1, *conditioning.source_grid))
-        slots = conditioning.image_slots[rows[0]]
-        mask = torch.cat([slots, slots.new_ones(tokens // TOKENS_A_SLOT)]).expand(len(rows), -1)
+        dtype, samples = self.transformer.dtype, hidden.shape[0]
+        target_slots = math.prod(shapes[-1]) // TOKENS_A_SLOT
         output = self.transformer(
-            hidden_states=hidden,
-            encoder_hidden_states=torch.stack([conditioning.embeds[row] for row in rows]).to(dtype),
+            hidden_states=hidden.to(dtype),
+            encoder_hidden_states=text.to(dtype),
+            encoder_hidden_states_mask=valid,
             timestep=sigmas,
-            img_shapes=[shapes] * len(rows),
-            img_mask=mask,
+            img_shapes=[shapes] * samples,
+            img_mask=torch.cat([slots, slots.new_ones(target_slots)]).expand(samples, -1),
             kv_cache=cache,
             kv_cache_mode=mode,
             return_dict=False,
         )[0]
-        return output[:, -tokens:].float()
+        return output.float()
 
     # ----------------------------------------------------------------- loading and saving
 
@@ -246,43 +272,3 @@ def latent_grid(size: tuple[int, int], compression: int) -> tuple[int, int]:
     if height % multiple or width % multiple or min(height, width) < multiple:
         raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
     return height // compression, width // compression
-
-
-class _Prefix:
-    """Keys and values of prompts, and their expansions to samples: a rollout asks for the same ones every step."""
-
-    def __init__(self) -> None:
-        self._caches: dict[int, tuple[QwenImage21KVCache, int]] = {}
-        self._expansions: dict[tuple[int, ...], QwenImage21KVCache] = {}
-
-    def add(self, cache: QwenImage21KVCache, prompts: list[int]) -> None:
-        """Remember the cache of prompts that share a layout."""
-        self._caches |= {prompt: (cache, position) for position, prompt in enumerate(prompts)}
-
-    def expanded(self, rows: list[int]) -> QwenImage21KVCache:
-        """One entry a sample, for samples of these prompts, which share a layout."""
-        key = tuple(rows)
-        if key not in self._expansions:
-            cache, _ = self._caches[rows[0]]
-            self._expansions[key] = _expand(cache, [self._caches[row][1] for row in rows])
-        return self._expansions[key]
-
-
-def _expand(cache: QwenImage21KVCache, index: list[int]) -> QwenImage21KVCache:
-    """Entry `index[i]` of every layer for sample i; gradients add up over the samples of an entry."""
-    expanded = QwenImage21KVCache(len(cache.layer_caches))
-    for source, target in zip(cache.layer_caches, expanded.layer_caches, strict=True):
-        which = torch.tensor(index, device=source.k.device)
-        target.store(source.k[which], source.v[which])
-    return expanded
-
-
-def _by_layout(
-    conditioning: Conditioning, items: Sequence[int] | range, rows: Sequence[int] | None = None
-) -> Iterator[list[int]]:
-    """Split items into lists whose prompts have the same number of text tokens; `rows[item]` is its prompt."""
-    buckets: dict[int, list[int]] = {}
-    for item in items:
-        prompt = item if rows is None else rows[item]
-        buckets.setdefault(conditioning.embeds[prompt].shape[0], []).append(item)
-    yield from (buckets[length] for length in sorted(buckets))
