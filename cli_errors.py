@@ -225,9 +225,7 @@ def _places(text: str) -> Iterator[tuple[Place, str]]:
 
 def _plain(kind: str) -> str:
     name = kind.removeprefix("<class '").removesuffix("'>").split("[")[0]
-    plain = (
-        words for start, words in PLAIN_TYPES.items() if name == start or (" " in start and start in name)
-    )
+    plain = (words for start, words in PLAIN_TYPES.items() if name == start or (" " in start and start in name))
     return next(plain, f"a {name.rpartition('.')[2]}")
 
 

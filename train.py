@@ -63,13 +63,9 @@ class FlowCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--run.dir", type=str, default="runs", help="where everything of this run is written"
-        )
+        parser.add_argument("--run.dir", type=str, default="runs", help="where everything of this run is written")
         parser.add_argument("--run.name", type=str, default="dev", help="folder of this run under run.dir")
-        parser.add_argument(
-            "--run.seed", type=int, default=0, help="of data order, noise, windows and noise levels"
-        )
+        parser.add_argument("--run.seed", type=int, default=0, help="of data order, noise, windows and noise levels")
         parser.add_argument("--run.threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
 
     @override
@@ -101,9 +97,7 @@ class FlowCLI(LightningCLI):
         except Exception as error:
             message = explain_instantiation(error)
             if message is None:
-                raise RuntimeError(
-                    "Building the run failed, and no setting is to blame: see above."
-                ) from error
+                raise RuntimeError("Building the run failed, and no setting is to blame: see above.") from error
             raise SettingError(message) from error
 
     @override
@@ -130,9 +124,7 @@ def _check_checkpoint(path: Any) -> None:
         SettingError: neither `last` nor an existing file or directory.
     """
     if path is not None and str(path) != "last" and not Path(path).exists():
-        raise SettingError(
-            f"No checkpoint '{path}'. --ckpt_path takes a file, or 'last' for the newest of this run."
-        )
+        raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a file, or 'last' for the newest of this run.")
 
 
 def _check_last_checkpoint(trainer: Trainer) -> None:
@@ -143,12 +135,8 @@ def _check_last_checkpoint(trainer: Trainer) -> None:
     """
     directories = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
     if not any(list(directory.glob("last*.ckpt")) for directory in directories):
-        where = (
-            " or ".join(f"'{d}'" for d in directories) or "any directory, as no ModelCheckpoint has a dirpath"
-        )
-        raise SettingError(
-            f"--ckpt_path last: there is no last*.ckpt in {where}. Leave it out to start a new run."
-        )
+        where = " or ".join(f"'{d}'" for d in directories) or "any directory, as no ModelCheckpoint has a dirpath"
+        raise SettingError(f"--ckpt_path last: there is no last*.ckpt in {where}. Leave it out to start a new run.")
 
 
 def _check_writable(directory: Path) -> None:
@@ -179,9 +167,7 @@ def _quiet() -> None:
     # Lightning's own use of torch, which its next release changes.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
     # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.
-    warnings.filterwarnings(
-        "ignore", message="LightningCLI's args parameter is intended to run from within Python"
-    )
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 

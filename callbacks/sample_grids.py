@@ -36,9 +36,7 @@ class SampleGrids(Callback):
         self._images, self._texts = {}, {}
 
     @override
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         prompts: Prompts = pl_module.drawn.prompts
         for image, text, category in zip(pl_module.drawn.images, prompts.texts, prompts.categories, strict=True):
             kept = self._images.setdefault(category, [])

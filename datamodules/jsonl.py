@@ -51,7 +51,7 @@ def _check(record: Any, fields: dict[str, type], optional: dict[str, type], wher
     for key in record.keys() - fields.keys() - optional.keys():
         near = difflib.get_close_matches(key, [*fields, *optional], 1)
         raise ValueError(f"{where}: unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else ""))
-    for key, kind in fields.items():
+    for key in fields:
         if key not in record:
             raise ValueError(f"{where}: no '{key}'; expected the keys {', '.join(fields)}.")
     for key, value in record.items():

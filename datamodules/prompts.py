@@ -104,8 +104,8 @@ class PromptDataModule(LightningDataModule):
         self.test = _some(read_prompts(test_file), max_test, "max_test")
         if prompts_per_step > len(self.train):
             raise ValueError(
-                f"data.prompts_per_step is {prompts_per_step}, but '{train_file}' has {len(self.train)} prompts: a step "
-                "takes no prompt twice."
+                f"data.prompts_per_step is {prompts_per_step}, but '{train_file}' has {len(self.train)} prompts: "
+                "a step takes no prompt twice."
             )
         shared = set(self.train.ids) & set(self.test.ids)
         if shared:

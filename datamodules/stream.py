@@ -14,7 +14,6 @@ def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
 def batch_indices(length: int, batch_size: int, *, seed: int, batch: int) -> list[int]:
     """Indices of the `batch`-th batch of an endless stream of shuffled epochs, whole batches only.
 
-
     Raises:
         ValueError: more indices asked for than there are.
     """

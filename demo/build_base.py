@@ -34,7 +34,10 @@ def main() -> None:
     pipeline = build_pipeline(corpus(args.seed, args.texts), seed=args.seed)
     pipeline.register_modules(vae=AutoencoderKLQwenImage21.from_pretrained(args.vae))
     pipeline.save_pretrained(args.output)
-    parameters = {name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("transformer", "text_encoder", "vae")}
+    parameters = {
+        name: sum(p.numel() for p in getattr(pipeline, name).parameters())
+        for name in ("transformer", "text_encoder", "vae")
+    }
     print(", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in parameters.items()))
 
 

@@ -84,9 +84,7 @@ def parse(prompt: str) -> Request:
             found = fixed | {name: expand(name, word) for name, word in match.groupdict().items() if word}
             for name, value in found.items():
                 if attributes.setdefault(name, value) != value:
-                    raise ValueError(
-                        f"{prompt!r} asks for {name} {attributes[name]!r} and {value!r}: choose one."
-                    )
+                    raise ValueError(f"{prompt!r} asks for {name} {attributes[name]!r} and {value!r}: choose one.")
         rest = pattern.sub(" | ", rest)
     left = [word for word in rest.replace("|", " ").split() if word.lower() not in _plain_words(category)]
     if left:

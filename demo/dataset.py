@@ -102,16 +102,12 @@ def render_edits(
     )
 
 
-def _captioned(
-    seed: int, index: int, *, split: Split, category: str | None, full: bool
-) -> tuple[np.ndarray, str, str]:
+def _captioned(seed: int, index: int, *, split: Split, category: str | None, full: bool) -> tuple[np.ndarray, str, str]:
     scene = make_scene(seed, index, split=split, category=category)
     return render(scene), caption(scene, seed, index, full=full), scene.category
 
 
-def _edited(
-    seed: int, index: int, *, split: Split, category: str | None
-) -> tuple[np.ndarray, str, np.ndarray, str]:
+def _edited(seed: int, index: int, *, split: Split, category: str | None) -> tuple[np.ndarray, str, np.ndarray, str]:
     pair = make_edit(seed, index, split=split, category=category)
     return render(pair.source), pair.instruction, render(pair.target), pair.category
 

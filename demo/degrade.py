@@ -90,9 +90,7 @@ def quantize_patches(images: Tensor, strength: Tensor) -> Tensor:
     step = (0.02 + 0.5 * strength).view(-1, 1, 1, 1, 1, 1) * (1 + frequency[:, None] + frequency[None, :]) / 4
     step[..., 0, 0] *= 0.25  # patch means survive better than detail
     coefficients = basis @ blocks @ basis.T
-    kept = torch.where(
-        strength.view(-1, 1, 1, 1, 1, 1) > 0, (coefficients / step).round() * step, coefficients
-    )
+    kept = torch.where(strength.view(-1, 1, 1, 1, 1, 1) > 0, (coefficients / step).round() * step, coefficients)
     return (basis.T @ kept @ basis).transpose(3, 4).reshape(n, c, h, w)
 
 
@@ -129,9 +127,7 @@ def warp(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
     coarse = torch.randn(n, 2, 5, 5, generator=generator) * _per_image(strength) * 5 / 16 / 1.5
     field = F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=True)
     identity = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(
-        images, identity + field.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
-    )
+    return F.grid_sample(images, identity + field.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 
 
 def _sometimes(images: Tensor, degraded: Tensor, probability: float, generator: Generator) -> Tensor:
@@ -183,9 +179,7 @@ def corrupt(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     n = len(images)
     x, clean = images, torch.ones(n)
     for chance in (7 / 8, 1 / 2):
-        active = (_uniform(n, generator) < chance) & (
-            clean < 1 if chance == 1 / 2 else torch.ones(n, dtype=bool)
-        )
+        active = (_uniform(n, generator) < chance) & (clean < 1 if chance == 1 / 2 else torch.ones(n, dtype=bool))
         kind = torch.randint(len(CORRUPTIONS), (n,), generator=generator)
         strength = _uniform(n, generator) * active
         strength = (strength * 40).round() / 40  # grades

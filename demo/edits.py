@@ -91,8 +91,7 @@ def make_edit(seed: int, index: int, *, split: Split, category: str | None = Non
         values = [
             value
             for value in attribute_values(category)[attribute]
-            if is_edit(source, attribute, value)
-            and split_of(category, _changed(source, attribute, value)) == split
+            if is_edit(source, attribute, value) and split_of(category, _changed(source, attribute, value)) == split
         ]
         if values:
             value = str(rng.choice(values))

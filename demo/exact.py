@@ -20,9 +20,7 @@ from demo import font
 from demo.render import palette
 from demo.vocabulary import LETTERS, MAX_LETTERS
 
-_COLOR_WIDTH = (
-    0.1  # standard deviation of "the same colour", in RGB distance; palettes are 0.3 and more apart
-)
+_COLOR_WIDTH = 0.1  # standard deviation of "the same colour", in RGB distance; palettes are 0.3 and more apart
 _NO_COLOR = 0.3  # at this distance from every palette colour, none of them is more likely than none
 _LETTER_TEMPERATURE = 0.03  # in units of correlation: E and F correlate by about 0.9
 _NO_LETTER = 0.4  # a box that correlates less than this with every letter shows none
@@ -105,18 +103,13 @@ def read_cards(images: Tensor) -> Card:
     ink_NC = images.flatten(2).gather(2, farthest[:, None].expand(-1, 3, -1)).mean(-1)
     axis = ink_NC - card_NC
     # How much ink each pixel has: 0 on the card's colour, 1 on the ink's.
-    coverage = (
-        torch.einsum("nchw,nc->nhw", offset, axis) / axis.square().sum(1).clamp(min=1e-3)[:, None, None]
-    )
+    coverage = torch.einsum("nchw,nc->nhw", offset, axis) / axis.square().sum(1).clamp(min=1e-3)[:, None, None]
     coverage = coverage.clamp(0, 1)
     correlations = {
-        count: torch.stack([_correlate(coverage, box) for box in boxes], dim=1)
-        for count, boxes in font.LAYOUT.items()
+        count: torch.stack([_correlate(coverage, box) for box in boxes], dim=1) for count, boxes in font.LAYOUT.items()
     }
     letters = {count: _letter_probabilities(found) for count, found in correlations.items()}
-    fits = torch.stack(
-        [_fit(coverage, found.argmax(-1), count) for count, found in correlations.items()], dim=1
-    )
+    fits = torch.stack([_fit(coverage, found.argmax(-1), count) for count, found in correlations.items()], dim=1)
     return Card(
         ink=_nearest(ink_NC, _palette_KC("typography", "ink")),
         layouts=(fits / _LAYOUT_TEMPERATURE).softmax(1),
@@ -148,9 +141,7 @@ def _correlate(coverage: Tensor, box: tuple[int, int, int]) -> Tensor:
     padded = F.pad(coverage[:, None], (_MAX_SHIFT,) * 4, mode="replicate")[:, 0]
     first_row, first_column = top - 1, left - 1  # of the window that is shifted by -_MAX_SHIFT
     windows = [
-        padded[
-            :, first_row + dy : first_row + dy + height, first_column + dx : first_column + dx + width
-        ].flatten(1)
+        padded[:, first_row + dy : first_row + dy + height, first_column + dx : first_column + dx + width].flatten(1)
         for dy in range(2 * _MAX_SHIFT + 1)
         for dx in range(2 * _MAX_SHIFT + 1)
     ]

@@ -91,18 +91,12 @@ def attribute_options(category: str, attribute: str, value: str) -> dict[str, An
         case "landscape", "hills":
             return {f"hill{i}Color": color for i, color in enumerate(v.HILLS[value], start=1)}
         case "landscape", "orb":
-            return (
-                {"orbProbability": 0}
-                if value == "none"
-                else {"orbProbability": 100, "orbColor": v.ORB[value]}
-            )
+            return {"orbProbability": 0} if value == "none" else {"orbProbability": 100, "orbColor": v.ORB[value]}
         case "landscape", "position":
             return {"position": value}
         case "typography", "text":
             return {"text": value}
-    return {
-        f"{_COLOR_OPTION.get((category, attribute), attribute)}Color": palette(category, attribute)[value]
-    }
+    return {f"{_COLOR_OPTION.get((category, attribute), attribute)}Color": palette(category, attribute)[value]}
 
 
 _COLOR_OPTION = {("portrait", "hair_color"): "hair", ("landscape", "sky"): "background"}
@@ -137,9 +131,7 @@ def draw_options(category: str, attributes: dict[str, str], rng: np.random.Gener
 
 @cache
 def _style(category: str, position: str | None) -> Style:
-    definition = json.loads(
-        files("dicebear_styles").joinpath(f"{STYLES[category]}.json").read_text(encoding="utf-8")
-    )
+    definition = json.loads(files("dicebear_styles").joinpath(f"{STYLES[category]}.json").read_text(encoding="utf-8"))
     if position is not None:  # DiceBear has no option for a component's place: it is part of the style
         x = v.ORB_X[position]
         definition["components"]["orb"]["translate"] = {

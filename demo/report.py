@@ -76,7 +76,9 @@ class Scores:
         return float("nan") if score is None else (score - 1) / 4
 
 
-def build_report(directory: Path, seconds: Mapping[str, float], commands: Sequence[str], settings: dict[str, Any]) -> Report:
+def build_report(
+    directory: Path, seconds: Mapping[str, float], commands: Sequence[str], settings: dict[str, Any]
+) -> Report:
     """The demo's report.
 
     Args:

@@ -55,15 +55,11 @@ def load_renders(seed: int, counts: dict[str, int], cache_dir: Path | None) -> R
             data = render_scenes(seed, range(count), split, category=category, cache_dir=cache_dir)
             images.append(torch.from_numpy(data.images).permute(0, 3, 1, 2))
             categories += data.categories
-            attributes += [
-                make_scene(seed, i, split=split, category=category).attributes for i in range(count)
-            ]
+            attributes += [make_scene(seed, i, split=split, category=category).attributes for i in range(count)]
     return Renders(images=torch.cat(images), categories=categories, attributes=attributes)
 
 
-def _optimizer(
-    module: nn.Module, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimizer(module: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.AdamW(module.parameters(), lr=4e-3, weight_decay=1e-3)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
 
@@ -110,9 +106,7 @@ def train_quality(name: str, renders: Renders, steps: int) -> QualityScore:
     return score.eval()
 
 
-def _step(
-    loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
-) -> None:
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -175,9 +169,7 @@ def write_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
     for number in results[names[0]]["quality"]:
         cells = [f"{results[name]['quality'][number]:.3f}" for name in names]
         lines.append(
-            f"| {number.replace('_', ' ').replace('srcc', 'SRCC with severity')} | "
-            + " | ".join(cells)
-            + " |"
+            f"| {number.replace('_', ' ').replace('srcc', 'SRCC with severity')} | " + " | ".join(cells) + " |"
         )
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -197,9 +189,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(RENDER_SEED), default=list(RENDER_SEED))
     parser.add_argument("--verifier-steps", type=int, default=700)
     parser.add_argument("--quality-steps", type=int, default=500)
-    parser.add_argument(
-        "--cache", type=Path, default=None, help="directory that keeps the renders between runs"
-    )
+    parser.add_argument("--cache", type=Path, default=None, help="directory that keeps the renders between runs")
     parser.add_argument("--measure-only", action="store_true", help="measure the weights that are there")
     arguments = parser.parse_args()
     ASSETS.mkdir(exist_ok=True)
@@ -213,9 +203,7 @@ def main() -> None:
             renders = load_renders(RENDER_SEED[name], counts, arguments.cache)
             verifier = train_verifier(name, renders, arguments.verifier_steps)
             _save(verifier, ASSETS / f"{name}.safetensors")
-            _save(
-                train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors"
-            )
+            _save(train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors")
         results[name] = measure(Verifier.load(name), QualityScore.load(name), test)
         print(f"{name}: {time.perf_counter() - start:.0f} s, {results[name]}")
     results = {name: results[name] for name in RENDER_SEED if name in results}

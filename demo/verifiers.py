@@ -131,9 +131,7 @@ class Verifier(nn.Module):
             prompts: N captions of the demo world.
         """
         if len(prompts) != len(images):
-            raise ValueError(
-                f"Expected one prompt an image, received {len(prompts)} for {len(images)} images."
-            )
+            raise ValueError(f"Expected one prompt an image, received {len(prompts)} for {len(images)} images.")
         requests = [_request(prompt) for prompt in prompts]
         known = [i for i, request in enumerate(requests) if request is not None]
         readings = self._read(images[known], [requests[i].category for i in known]) if known else []
@@ -181,9 +179,7 @@ class Verifier(nn.Module):
                 if head_category == category:
                     tables[name] = (values, logits[category, name].softmax(-1))
         return [
-            _Reading(
-                row, {name: (values, table[row].tolist()) for name, (values, table) in tables.items()}, card
-            )
+            _Reading(row, {name: (values, table[row].tolist()) for name, (values, table) in tables.items()}, card)
             for row in range(len(images))
         ]
 

@@ -126,9 +126,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
     "portrait": (
         Attribute(name="background", values=tuple(BACKGROUND), key=True),
         Attribute(name="hair", values=tuple(HAIR_VARIANT), key=True),
-        Attribute(
-            name="hair_color", values=tuple(HAIR), key=True, when=("hair", _HAIRY), unlike=("background",)
-        ),
+        Attribute(name="hair_color", values=tuple(HAIR), key=True, when=("hair", _HAIRY), unlike=("background",)),
         Attribute(name="glasses", values=tuple(GLASSES_VARIANT)),
         Attribute(name="beard", values=tuple(BEARD_VARIANT)),
         Attribute(name="shirt", values=tuple(SHIRT), unlike=("background",)),

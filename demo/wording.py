@@ -130,9 +130,7 @@ def _typography(named: dict[str, str], rng: np.random.Generator) -> str:
     text = " ".join(named["text"])
     card = _a(f"{named['card']} card" if "card" in named else "card")
     if "ink" not in named:
-        return _pick(
-            rng, (f"{card} that says {text}", f"{card} with the text {text}", f"the text {text} on {card}")
-        )
+        return _pick(rng, (f"{card} that says {text}", f"{card} with the text {text}", f"the text {text} on {card}"))
     ink = named["ink"]
     forms = (
         f"{card} that says {text} in {ink} letters",

@@ -106,19 +106,13 @@ def make_scene(seed: int, index: int, *, split: Split, category: str | None = No
         ValueError: for an unknown split or category, or a negative seed or index.
     """
     stream = SPLITS.index(check_split(split))
-    rng = keyed_rng(
-        seed, index, stream, 0 if category is None else 1 + CATEGORIES.index(check_category(category))
-    )
+    rng = keyed_rng(seed, index, stream, 0 if category is None else 1 + CATEGORIES.index(check_category(category)))
     category = category or CATEGORIES[rng.integers(len(CATEGORIES))]
     for _ in range(_MAX_DRAWS):
         attributes = _draw_attributes(category, rng)
         if allowed(category, attributes) and split_of(category, attributes) == split:
-            return Scene(
-                category=category, attributes=attributes, options=draw_options(category, attributes, rng)
-            )
-    raise AssertionError(
-        f"No {category} of split {split} in {_MAX_DRAWS} draws: the vocabulary is too small."
-    )
+            return Scene(category=category, attributes=attributes, options=draw_options(category, attributes, rng))
+    raise AssertionError(f"No {category} of split {split} in {_MAX_DRAWS} draws: the vocabulary is too small.")
 
 
 def render(scene: Scene) -> np.ndarray:

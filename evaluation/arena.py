@@ -158,9 +158,7 @@ def _checked_wins(wins: ArrayLike, prior: float) -> NDArray[np.float64]:
 def _checked_names(names: Sequence[str] | None, models: int) -> tuple[str, ...]:
     labels = tuple(names) if names is not None else tuple(f"model_{i}" for i in range(models))
     if len(labels) != models or len(set(labels)) != models:
-        raise ValueError(
-            f"names must be {models} different names, one a row of wins; received {list(labels)}."
-        )
+        raise ValueError(f"names must be {models} different names, one a row of wins; received {list(labels)}.")
     return labels
 
 

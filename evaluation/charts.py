@@ -66,9 +66,7 @@ def whisker_chart(
         show_tick: formats a number of the axis; `show` if omitted.
         reference: value of a vertical line that is always in view, such as 0 for gains.
     """
-    ends = [value for row in rows for value in (row.low, row.high)] + (
-        [] if reference is None else [reference]
-    )
+    ends = [value for row in rows for value in (row.low, row.high)] + ([] if reference is None else [reference])
     margin = 0.06 * (max(ends) - min(ends)) or 1.0
     low, high = min(ends) - margin, max(ends) + margin
 
@@ -82,15 +80,11 @@ def whisker_chart(
         lines += f'<line class="reference" x1="{at}" x2="{at}" y1="0" y2="100%"/>'
     body = "".join(_whisker_row(row, lines, place, show) for row in rows)
     tick_text = show_tick or show
-    axis = "".join(
-        f'<text x="{place(t)}" y="12" text-anchor="middle">{escape(tick_text(t))}</text>' for t in ticks
-    )
+    axis = "".join(f'<text x="{place(t)}" y="12" text-anchor="middle">{escape(tick_text(t))}</text>' for t in ticks)
     return f'<div class="whiskers">{body}<div class="axis" aria-hidden="true"><svg>{axis}</svg></div></div>'
 
 
-def _whisker_row(
-    row: Whisker, lines: str, place: Callable[[float], str], show: Callable[[float], str]
-) -> str:
+def _whisker_row(row: Whisker, lines: str, place: Callable[[float], str], show: Callable[[float], str]) -> str:
     left, dot, right = place(row.low), place(row.mean), place(row.high)
     caps = "".join(f'<line class="whisker" x1="{x}" x2="{x}" y1="35%" y2="65%"/>' for x in (left, right))
     track = (
@@ -125,10 +119,7 @@ def line_chart(curve: Curve) -> str:
 
     runs = _runs(curve.x, curve.y, curve.y)
     (start_x, start_y, _), (end_x, end_y, _) = runs[0][0], runs[-1][-1]
-    said = (
-        f"{curve.name}: {start_y:.4g} at {curve.x_label} {start_x:g}, "
-        f"{end_y:.4g} at {curve.x_label} {end_x:g}."
-    )
+    said = f"{curve.name}: {start_y:.4g} at {curve.x_label} {start_x:g}, {end_y:.4g} at {curve.x_label} {end_x:g}."
     frame = _frame(nice_ticks(first, last, 5), nice_ticks(low, high, 4), across, up)
     end = (
         f'<circle class="end" cx="{across(end_x):.1f}" cy="{up(end_y):.1f}" r="3.5"/>'

@@ -25,9 +25,7 @@ def comparison_cards(report: Report) -> str:
         if len(grid.rows) % 2 == 0 and len(grid.rows) % 3:
             width = max(width, _HALF_WIDTH)  # two in a row, so that none is left alone
         cards = "".join(_card(row, report) for row in grid.rows)
-        parts.append(
-            f'<h3>{escape(grid.category)}</h3><div class="cards" style="--card-width:{width}px">{cards}</div>'
-        )
+        parts.append(f'<h3>{escape(grid.category)}</h3><div class="cards" style="--card-width:{width}px">{cards}</div>')
     if not parts:
         return ""
     lead = f"Each card is one prompt; the number under an image is its {report.score_name}."
@@ -45,9 +43,7 @@ def _card(row: ComparisonRow, report: Report) -> str:
         if model not in row.images:
             continue
         images = row.images[model]
-        caption = _score(
-            row, model, report.score_format, None if model == reference else row.scores.get(reference)
-        )
+        caption = _score(row, model, report.score_format, None if model == reference else row.scores.get(reference))
         shots.append(_shot(model, row, [images] if isinstance(images, Tensor) else list(images), caption))
     look = "shots many" if len(shots) > 3 else "shots"
     return (

@@ -40,9 +40,7 @@ class Curve:
         if len(set(lengths.values())) != 1:
             raise ValueError(f"Curve {self.name!r} needs one value a position; received lengths {lengths}.")
         if (self.low is None) != (self.high is None):
-            raise ValueError(
-                f"Curve {self.name!r} has only one edge of its band; give both low and high, or neither."
-            )
+            raise ValueError(f"Curve {self.name!r} has only one edge of its band; give both low and high, or neither.")
         if not any(math.isfinite(value) for value in self.y):
             raise ValueError(f"Curve {self.name!r} has no finite value to draw.")
         if not all(math.isfinite(value) for value in self.x):
@@ -87,16 +85,13 @@ def _curve(scalars: Sequence, title: str) -> Curve:
 
 def _event_directory(log_dir: Path) -> Path:
     if not log_dir.is_dir():
-        raise ValueError(
-            f"{log_dir} is not a directory; pass the directory that TensorBoard would be pointed at."
-        )
+        raise ValueError(f"{log_dir} is not a directory; pass the directory that TensorBoard would be pointed at.")
     found = sorted({path.parent for path in log_dir.rglob("events.out.tfevents.*")})
     if log_dir in found:
         return log_dir
     if len(found) != 1:
         listing = ", ".join(str(path) for path in found) or "none"
         raise ValueError(
-            f"Expected the event files of one run under {log_dir}, found: {listing}. "
-            "Pass the run's own directory."
+            f"Expected the event files of one run under {log_dir}, found: {listing}. Pass the run's own directory."
         )
     return found[0]

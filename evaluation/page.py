@@ -21,8 +21,7 @@ def render_page(report: Report) -> str:
     sections = [(anchor, title, body) for anchor, title, body in _sections(report) if body]
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in sections)
     body = "\n".join(
-        f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{content}</section>'
-        for anchor, title, content in sections
+        f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{content}</section>' for anchor, title, content in sections
     )
     title = escape(report.title)
     summary = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in report.summary)
@@ -68,8 +67,7 @@ def _tiles(report: Report) -> str:
         longest = max(report.seconds, key=report.seconds.__getitem__)
         tiles.append(("", "Time", _duration(sum(report.seconds.values())), f"most of it: {longest}"))
     content = "".join(
-        f'<div class="tile {look}"><dt>{escape(name)}</dt>'
-        f"<dd>{escape(value)}<small>{escape(detail)}</small></dd></div>"
+        f'<div class="tile {look}"><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>'
         for look, name, value, detail in tiles
     )
     return _wrap('<dl class="tiles">', content, "</dl>")

@@ -88,33 +88,23 @@ class Report:
     def __post_init__(self) -> None:
         for name in ("summary", "models", "commands", "notes"):
             if isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"{name} must be a list of strings, received one string: {getattr(self, name)!r}."
-                )
+                raise ValueError(f"{name} must be a list of strings, received one string: {getattr(self, name)!r}.")
         if not self.models or len(set(self.models)) != len(self.models):
             raise ValueError(f"models must name at least one model, each once; received {list(self.models)}.")
         self._check_names()
         for stage, seconds in self.seconds.items():
             if not math.isfinite(seconds) or seconds < 0:
-                raise ValueError(
-                    f"Stage {stage!r} took {seconds} seconds; expected a finite number of 0 or more."
-                )
+                raise ValueError(f"Stage {stage!r} took {seconds} seconds; expected a finite number of 0 or more.")
         try:
             format(0.5, self.score_format)
         except ValueError as error:
-            raise ValueError(
-                f"score_format {self.score_format!r} cannot format a number; use .3f or .1%."
-            ) from error
+            raise ValueError(f"score_format {self.score_format!r} cannot format a number; use .3f or .1%.") from error
 
     def _check_names(self) -> None:
         arena = self.arena or {}
         _require_known([*self.bench, *arena], TASKS, "task", "the tasks")
         places = [
-            *(
-                (f"bench[{task!r}][{pillar!r}]", row)
-                for task in self.bench
-                for pillar, row in self.bench[task].items()
-            ),
+            *((f"bench[{task!r}][{pillar!r}]", row) for task in self.bench for pillar, row in self.bench[task].items()),
             *((f"categories[{category!r}]", row) for category, row in self.categories.items()),
             *((f"arena[{task!r}]", row) for task, row in arena.items()),
             *((f"grids, {row.prompt!r}, images", row.images) for grid in self.grids for row in grid.rows),

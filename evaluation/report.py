@@ -42,9 +42,7 @@ def to_json(report: Report) -> dict[str, Any]:
             }
             for task in TASKS
         },
-        "arena": {
-            task: {model: asdict(rating) for model, rating in arena.get(task, {}).items()} for task in TASKS
-        },
+        "arena": {task: {model: asdict(rating) for model, rating in arena.get(task, {}).items()} for task in TASKS},
         "seconds": dict(report.seconds),
         "settings": dict(report.settings),
         "categories": {
@@ -73,9 +71,7 @@ def write_report(report: Report, directory: str | Path) -> tuple[Path, Path]:
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
-        raise ValueError(
-            f"{directory} is a file; pass the directory that is to hold report.html and report.json."
-        )
+        raise ValueError(f"{directory} is a file; pass the directory that is to hold report.html and report.json.")
     try:
         numbers = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -41,9 +41,7 @@ class Interval:
             raise ValueError(f"An interval needs finite low <= mean <= high, received {ends}.")
 
 
-def bootstrap_mean(
-    values: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean over prompts with a bootstrap interval.
 
     Prompts are drawn with replacement; each brings all of its samples. The interval is the expanded
@@ -102,9 +100,7 @@ def _prompt_means(values: ArrayLike, name: str) -> NDArray[np.float64]:
     if array.size == 0:
         raise ValueError(f"{name} is empty (shape {array.shape}): there is nothing to average.")
     if np.isinf(array).any():
-        raise ValueError(
-            f"{name} has {int(np.isinf(array).sum())} infinite entries; mark missing scores with NaN."
-        )
+        raise ValueError(f"{name} has {int(np.isinf(array).sum())} infinite entries; mark missing scores with NaN.")
     return array if array.ndim == 1 else array.mean(axis=1)
 
 
@@ -112,9 +108,7 @@ def _interval(prompt_means: NDArray[np.float64], *, resamples: int, level: float
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, received {level}. Use 0.95 for a 95 % interval.")
     if resamples < 100:
-        raise ValueError(
-            f"resamples must be at least 100 for the tails to mean anything, received {resamples}."
-        )
+        raise ValueError(f"resamples must be at least 100 for the tails to mean anything, received {resamples}.")
     kept = prompt_means[~np.isnan(prompt_means)]
     n = kept.size
     if n < 2:

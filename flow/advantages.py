@@ -71,9 +71,7 @@ def group_advantages(
         advantages = (weights * z).sum(dim=1)
     if batch_normalise:
         everyone = torch.zeros_like(group)
-        advantages = _z_scores(
-            advantages.unsqueeze(1), scored.unsqueeze(1), everyone, 1, _BATCH_STD_FLOOR
-        ).squeeze(1)
+        advantages = _z_scores(advantages.unsqueeze(1), scored.unsqueeze(1), everyone, 1, _BATCH_STD_FLOOR).squeeze(1)
     if clip is not None:
         advantages = advantages.clamp(-clip, clip)
     return advantages.float()
@@ -86,9 +84,7 @@ def _z_scores(values: Tensor, valid: Tensor, group: Tensor, num_groups: int, flo
     count = empty.scatter_add(0, index, valid.to(values.dtype)).clamp_min(1)
     # Measured from the group's lowest score, a constant group is all zeros and stays so: a mean of equal
     # numbers need not equal them in floating point.
-    lowest = empty.scatter_reduce(
-        0, index, torch.where(valid, values, torch.inf), reduce="amin", include_self=False
-    )
+    lowest = empty.scatter_reduce(0, index, torch.where(valid, values, torch.inf), reduce="amin", include_self=False)
     shifted = torch.where(valid, values - lowest[group], 0.0)
     mean = empty.scatter_add(0, index, shifted) / count
     centred = torch.where(valid, shifted - mean[group], 0.0)
@@ -102,9 +98,7 @@ def _consecutive(groups: Tensor) -> tuple[Tensor, int]:
     return group, len(unique)
 
 
-def _check(
-    scores: Tensor, groups: Tensor, weights: Tensor, std_floor: float, clip: float | None, mode: str
-) -> None:
+def _check(scores: Tensor, groups: Tensor, weights: Tensor, std_floor: float, clip: float | None, mode: str) -> None:
     if scores.ndim != 2 or weights.shape != scores.shape or groups.shape != scores.shape[:1]:
         raise ValueError(
             "Expected scores (N, K), groups (N,) and weights (N, K); received "

@@ -33,9 +33,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale < float("inf"):
-            raise ValueError(
-                f"guidance scale must be a number from 0 up (1 is no guidance), received {self.scale}."
-            )
+            raise ValueError(f"guidance scale must be a number from 0 up (1 is no guidance), received {self.scale}.")
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(
                 "guidance acts where low < sigma <= high and needs 0 <= low < high <= 1; "

@@ -74,9 +74,7 @@ def keyed_noise(
     Returns:
         float32 on the CPU, of the given shape.
     """
-    return batch_noise(
-        shape, seed=seed, step=step, ids=[sample_id], members=[member], stream=stream, index=index
-    )[0]
+    return batch_noise(shape, seed=seed, step=step, ids=[sample_id], members=[member], stream=stream, index=index)[0]
 
 
 def batch_noise(
@@ -107,15 +105,10 @@ def batch_noise(
         ValueError: where `ids` and `members` differ in length, or a key is not a 64-bit integer.
     """
     if len(ids) != len(members):
-        raise ValueError(
-            f"ids and members name one sample each: received {len(ids)} ids, {len(members)} members."
-        )
+        raise ValueError(f"ids and members name one sample each: received {len(ids)} ids, {len(members)} members.")
     shape = tuple(shape)
     size = math.prod(shape)
-    keys = [
-        _hash(seed, step, sample_id, member, stream, index)
-        for sample_id, member in zip(ids, members, strict=True)
-    ]
+    keys = [_hash(seed, step, sample_id, member, stream, index) for sample_id, member in zip(ids, members, strict=True)]
     return _normals(keys, size).view(len(ids), *shape)
 
 
@@ -146,17 +139,13 @@ def _hash(*key: int) -> tuple[int, int]:
     try:
         packed = struct.pack(f"<{len(key)}q", *(int(part) for part in key))
     except struct.error as error:
-        raise ValueError(
-            f"Each part of a noise key must fit a signed 64-bit integer; received {key}."
-        ) from error
+        raise ValueError(f"Each part of a noise key must fit a signed 64-bit integer; received {key}.") from error
     return struct.unpack("<2Q", hashlib.blake2b(packed, digest_size=16).digest())
 
 
 def _normals(keys: Sequence[tuple[int, int]], size: int) -> Tensor:
     """Standard normals, float32, shape (N, size)."""
-    low, high = (
-        torch.tensor([_signed(key[word]) for key in keys], dtype=torch.int64).view(-1, 1) for word in (0, 1)
-    )
+    low, high = (torch.tensor([_signed(key[word]) for key in keys], dtype=torch.int64).view(-1, 1) for word in (0, 1))
     counter = torch.arange(1, (size + 1) // 2 + 1, dtype=torch.int64) * _signed(_GOLDEN)
     # Two rounds, each with a word of its own: two keys overlap only where both words agree.
     bits = _mix(_mix(counter + low) ^ high)

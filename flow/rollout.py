@@ -145,18 +145,14 @@ def _check_steps(
     check_kind(kind)
     if not 0 <= start <= stop <= num_steps:
         raise ValueError(
-            f"Expected 0 <= start <= stop <= {num_steps} (the schedule's steps); "
-            f"received start={start}, stop={stop}."
+            f"Expected 0 <= start <= stop <= {num_steps} (the schedule's steps); received start={start}, stop={stop}."
         )
     outside = sorted(i for i in chosen if not 0 <= i < num_steps)
     if outside:
-        raise ValueError(
-            f"stochastic_steps {outside} lie outside the schedule, whose steps are 0 to {num_steps - 1}."
-        )
+        raise ValueError(f"stochastic_steps {outside} lie outside the schedule, whose steps are 0 to {num_steps - 1}.")
     if chosen and kind == "ode":
         raise ValueError(
-            f"stochastic_steps {sorted(chosen)} need a stochastic kind (flow_sde, cps or dance); "
-            "received kind 'ode'."
+            f"stochastic_steps {sorted(chosen)} need a stochastic kind (flow_sde, cps or dance); received kind 'ode'."
         )
     if chosen and step_noise is None:
         raise ValueError(f"stochastic_steps {sorted(chosen)} need step_noise, a function of the step.")

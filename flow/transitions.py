@@ -145,9 +145,7 @@ def _flow_sde(
     return mean, s * torch.sqrt(-dt)
 
 
-def _cps(
-    x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float
-) -> tuple[Tensor, Tensor]:
+def _cps(x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
     x_0 = x - sigma * velocity
     eps = x + (1 - sigma) * velocity
     std = sigma_next * math.sin(noise_level * math.pi / 2)
@@ -189,9 +187,7 @@ def _check(
     if kind == "flow_sde" and _on_host(sigma_cap):
         cap = torch.as_tensor(sigma_cap)
         if not bool(((cap >= 0) & (cap < 1)).all()):
-            raise ValueError(
-                f"sigma_cap must be the schedule's second sigma, in [0, 1); received {_show(sigma_cap)}."
-            )
+            raise ValueError(f"sigma_cap must be the schedule's second sigma, in [0, 1); received {_show(sigma_cap)}.")
 
 
 def check_kind(kind: str) -> None:

@@ -27,9 +27,7 @@ def all_steps(num_steps: int) -> tuple[int, ...]:
     return tuple(range(num_steps - 1))
 
 
-def high_noise_steps(
-    num_steps: int, count: int, fraction: float, generator: torch.Generator
-) -> tuple[int, ...]:
+def high_noise_steps(num_steps: int, count: int, fraction: float, generator: torch.Generator) -> tuple[int, ...]:
     """Draw steps from the high-noise part of the schedule, without replacement.
 
     Args:
@@ -60,9 +58,7 @@ def high_noise_steps(
     return tuple(sorted(torch.randperm(available, generator=generator)[:count].tolist()))
 
 
-def sliding_window(
-    num_steps: int, size: int, iteration: int, *, stride: int = 1, every: int = 1
-) -> tuple[int, ...]:
+def sliding_window(num_steps: int, size: int, iteration: int, *, stride: int = 1, every: int = 1) -> tuple[int, ...]:
     """Consecutive steps that move from high noise to low as training goes on, then start over (MixGRPO).
 
     Args:
@@ -99,6 +95,5 @@ def sliding_window(
 def _check_num_steps(num_steps: int) -> None:
     if num_steps < 2:
         raise ValueError(
-            "Training needs a rollout of at least 2 steps, as the last one cannot be trained; "
-            f"received {num_steps}."
+            f"Training needs a rollout of at least 2 steps, as the last one cannot be trained; received {num_steps}."
         )

@@ -135,9 +135,7 @@ class PolicyGradient(Objective):
             log_prob, mean, _, _ = self._step(model, rollout, pairs)
             kept["log_prob"].append(log_prob.detach())
             kept["mean"].append(mean.detach())
-        return {
-            name: torch.cat(values).unflatten(0, (samples, steps)).transpose(0, 1) for name, values in kept.items()
-        }
+        return {name: torch.cat(values).unflatten(0, (samples, steps)).transpose(0, 1) for name, values in kept.items()}
 
     def _step(self, model: ImageModel, rollout: Rollout, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log-prob (M,), mean (M, S, C), std (M, 1, 1) and dt (M,) of the stored steps under today's weights."""

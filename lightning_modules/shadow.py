@@ -24,7 +24,7 @@ class ShadowWeights:
 
     @torch.no_grad()
     def blend(self, decay: float) -> None:
-        """shadow <- decay * shadow + (1 - decay) * live, with decay in [0, 1]."""
+        """Shadow <- decay * shadow + (1 - decay) * live, with decay in [0, 1]."""
         for name, live in self._live.items():
             self._shadow[name].lerp_(live.detach(), 1.0 - decay)
 

@@ -24,9 +24,7 @@ def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, 
         targets: names of the linear layers to adapt.
     """
     transformer.requires_grad_(False)
-    transformer.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-    )
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)

@@ -56,7 +56,9 @@ class QwenImage21(ImageModel):
         self._pipeline = pipeline
         self.image_size = image_size
         channels = (1, self.vae.config.z_dim, 1, 1, 1)
-        self.register_buffer("latents_mean", torch.tensor(self.vae.config.latents_mean).view(channels), persistent=False)
+        self.register_buffer(
+            "latents_mean", torch.tensor(self.vae.config.latents_mean).view(channels), persistent=False
+        )
         self.register_buffer("latents_std", torch.tensor(self.vae.config.latents_std).view(channels), persistent=False)
         self.freeze_all_but_transformer()
 
@@ -99,7 +101,9 @@ class QwenImage21(ImageModel):
             rows=torch.arange(len(prompts)),
         )
 
-    def _embed_text(self, prompts: Sequence[str], images: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _embed_text(
+        self, prompts: Sequence[str], images: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         pipe, device = self._pipeline, self.device
         # Qwen has no start token: the encoder needs at least a blank to read.
         template = pipe.prompt_template_t2i if images is None else pipe.prompt_template_ti2i

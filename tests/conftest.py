@@ -57,9 +57,7 @@ def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory, files, first = tmp_path_factory.mktemp("prompts"), {}, 0
     for split, count in (("train", 12), ("validation", 4), ("test", 4)):
         path = Path(directory) / f"{split}.jsonl"
-        rows = [
-            {"id": first + i, "prompt": TEXTS[i % 3], "category": CATEGORIES[i % 2]} for i in range(count)
-        ]
+        rows = [{"id": first + i, "prompt": TEXTS[i % 3], "category": CATEGORIES[i % 2]} for i in range(count)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         files[f"{split}_file"], first = str(path), first + count
     return files

@@ -28,9 +28,7 @@ def nothing_loads(monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: cls(width=8)))
     monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: cls(width=8)))
-    monkeypatch.setattr(
-        QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded")
-    )
+    monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded"))
 
 
 @pytest.fixture
@@ -217,8 +215,7 @@ FILES = {
     "model": (GRPO + "image_siz: 3\n", "bad.yaml: model (lightning_modules.GRPOPolicy)", "'image_size'"),
     "record": (GRPO + "rollout: {guidance: {scall: 3}}\n", "bad.yaml: model.rollout.guidance", "'scale'"),
     "reward": (
-        GRPO
-        + "rewards: {alignment: {class_path: demo.rewards.AttributeReward, init_args: {verifir: judge}}}\n",
+        GRPO + "rewards: {alignment: {class_path: demo.rewards.AttributeReward, init_args: {verifir: judge}}}\n",
         "model.rewards (demo.rewards.AttributeReward) has no setting 'verifir'",
         "'verifier'",
     ),
@@ -316,9 +313,7 @@ def test_good_input_arrives_quietly(subcommand, arrived, recwarn, capsys, tiny_p
 
 def test_predictions_are_not_kept_in_memory(monkeypatch, tiny_path, tmp_path):
     given = {}
-    monkeypatch.setattr(
-        Trainer, "predict", wraps(Trainer.predict)(lambda _self, **kwargs: given.update(kwargs))
-    )
+    monkeypatch.setattr(Trainer, "predict", wraps(Trainer.predict)(lambda _self, **kwargs: given.update(kwargs)))
     train.main(good(tiny_path, tmp_path, subcommand="predict"))
     assert given["return_predictions"] is False
     assert {"model", "datamodule", "ckpt_path"} <= given.keys()
@@ -330,9 +325,7 @@ def test_interpolation_sees_overrides(arrived, tiny_path, tmp_path):
     trainer, place = arrived[0].trainer, tmp_path / "runs" / "other"
     assert Path(trainer.logger.log_dir) == place
     assert Path(trainer.checkpoint_callback.dirpath) == place / "checkpoints"
-    assert (
-        next(c for c in trainer.callbacks if type(c).__name__ == "ExportModel").directory == place / "export"
-    )
+    assert next(c for c in trainer.callbacks if type(c).__name__ == "ExportModel").directory == place / "export"
     assert arrived[0].model.seed == arrived[0].datamodule.seed == 7
 
 

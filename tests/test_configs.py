@@ -41,9 +41,7 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, tmp_path):
     monkeypatch.setattr(train.FlowCLI, "_run_subcommand", lambda cli, _subcommand: arrived.append(cli))
     monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: cls(width=8)))
     monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: cls(width=8)))
-    monkeypatch.setattr(
-        QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded")
-    )
+    monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded"))
     for name in ("render_scenes", "render_edits"):
         monkeypatch.setattr(f"demo.captioned.{name}", lambda *_a, **_k: pytest.fail("scenes were rendered"))
     args = [f"--config={path}" for path in stack]

@@ -14,9 +14,7 @@ from datamodules.captioned_images import CaptionedDataset, CaptionedStream
 from datamodules.prompts import PromptDataModule, PromptStream, read_prompts
 from datamodules.stream import batch_indices
 
-PROMPTS = Prompts(
-    ids=tuple(range(100, 110)), texts=tuple(f"prompt {i}" for i in range(10)), categories=("a", "b") * 5
-)
+PROMPTS = Prompts(ids=tuple(range(100, 110)), texts=tuple(f"prompt {i}" for i in range(10)), categories=("a", "b") * 5)
 
 
 def ids(stream: PromptStream, batches: int) -> list[tuple[int, ...]]:

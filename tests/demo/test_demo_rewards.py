@@ -74,9 +74,7 @@ def test_corruption_lowers_quality(name: str, kind: str, samples: Samples) -> No
     reward = QualityReward(name)
     means = [
         reward.score(
-            _with(
-                samples, CORRUPTIONS[kind](samples.images, torch.full((60,), strength), generator).clamp(0, 1)
-            )
+            _with(samples, CORRUPTIONS[kind](samples.images, torch.full((60,), strength), generator).clamp(0, 1))
         ).mean()
         for strength in (0.0, 0.4, 0.8)
     ]

@@ -78,9 +78,7 @@ def test_what_was_asked_for_scores_high_and_another_prompt_low(
             assert right.accuracy[row].item() == pytest.approx(np.mean(hits), abs=1e-6)
 
 
-def test_scores_do_not_depend_on_the_batch(
-    verifier: Verifier, scenes: list[Scene], images: torch.Tensor
-) -> None:
+def test_scores_do_not_depend_on_the_batch(verifier: Verifier, scenes: list[Scene], images: torch.Tensor) -> None:
     prompts = [caption(scene, 1, index) for index, scene in enumerate(scenes)]
     together = verifier.check(images, prompts)
     rows = list(range(0, len(scenes), 11))

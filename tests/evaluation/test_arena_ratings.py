@@ -30,9 +30,7 @@ def test_planted_ratings_lie_in_their_intervals_as_often_as_they_say():
 def test_two_models_have_a_closed_form():
     ratings = bradley_terry([[0, 75], [25, 0]], names=["a", "b"])
     log_odds, points = math.log(3.0), 400 / math.log(10)
-    assert ratings.elo == pytest.approx(
-        [1000 + points * log_odds / 2, 1000 - points * log_odds / 2], abs=1e-6
-    )
+    assert ratings.elo == pytest.approx([1000 + points * log_odds / 2, 1000 - points * log_odds / 2], abs=1e-6)
     # The variance of a log-odds is 1/75 + 1/25; either rating is half of the difference away from 1000.
     reach = 1.959964 * points * math.sqrt(1 / 75 + 1 / 25) / 2
     assert ratings.high - ratings.elo == pytest.approx([reach, reach], rel=1e-5)
@@ -48,9 +46,7 @@ def test_maximum_satisfies_the_likelihood_equations():
     assert ratings.elo.mean() == pytest.approx(1000)
 
 
-@pytest.mark.parametrize(
-    ("difference", "rate"), [(78, 0.610), (93, 0.631), (0, 0.5), (400, 10 / 11), (-400, 1 / 11)]
-)
+@pytest.mark.parametrize(("difference", "rate"), [(78, 0.610), (93, 0.631), (0, 0.5), (400, 10 / 11), (-400, 1 / 11)])
 def test_expected_win_rate(difference, rate):
     assert expected_win_rate(difference) == pytest.approx(rate, abs=5e-4)
 

@@ -91,9 +91,7 @@ def test_json_follows_the_schema(tmp_path):
 
 
 def test_page_needs_nothing_from_outside(page):
-    links = [
-        attrs[key] for _, attrs in page.elements for key in ("src", "href", "srcset", "data") if key in attrs
-    ]
+    links = [attrs[key] for _, attrs in page.elements for key in ("src", "href", "srcset", "data") if key in attrs]
     assert links
     assert all(link.startswith(("data:image/", "#")) for link in links)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
@@ -119,9 +117,7 @@ def test_every_image_says_what_it_shows(page):
         f"student, sample 2: {NASTY}",
     ]
     drawings = [attrs for tag, attrs in page.elements if tag == "svg"]
-    assert all(
-        "aria-label" in attrs or attrs.get("aria-hidden") == "true" or attrs == {} for attrs in drawings
-    )
+    assert all("aria-label" in attrs or attrs.get("aria-hidden") == "true" or attrs == {} for attrs in drawings)
 
 
 def test_text_is_escaped(page):

@@ -26,9 +26,7 @@ def by_loops(scores: Tensor, groups: Tensor, weights: Tensor, floor: float) -> T
         for j in range(k):
             if scores[i, j].isnan():
                 continue
-            mates = [
-                float(scores[m, j]) for m in range(n) if groups[m] == groups[i] and not scores[m, j].isnan()
-            ]
+            mates = [float(scores[m, j]) for m in range(n) if groups[m] == groups[i] and not scores[m, j].isnan()]
             mu = sum(mates) / len(mates)
             sigma = (sum((r - mu) ** 2 for r in mates) / len(mates)) ** 0.5
             total += float(weights[i, j]) * (float(scores[i, j]) - mu) / max(sigma, floor)

@@ -31,9 +31,7 @@ def test_rescaling_keeps_each_token_norm_and_direction(branches: tuple[Tensor, T
     c, u = branches
     plain, rescaled = guide(c, u, 4.0), guide(c, u, 4.0, rescale=True)
     torch.testing.assert_close(rescaled.norm(dim=-1), c.norm(dim=-1), rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(
-        torch.cosine_similarity(plain, rescaled, dim=-1), torch.ones(3, 16), rtol=1e-5, atol=0.0
-    )
+    torch.testing.assert_close(torch.cosine_similarity(plain, rescaled, dim=-1), torch.ones(3, 16), rtol=1e-5, atol=0.0)
     assert not torch.allclose(plain.norm(dim=-1), c.norm(dim=-1), rtol=0.1)
 
 

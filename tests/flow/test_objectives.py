@@ -135,8 +135,7 @@ def test_nft_matches_a_row_by_row_evaluation(beta: float) -> None:
     a_max, total = 5.0, 0.0
     for n in range(N):
         v, old, x_t, x_0, ref = (
-            t[n].double()
-            for t in (given["velocity"], given["velocity_old"], given["x_t"], given["x_0"], reference)
+            t[n].double() for t in (given["velocity"], given["velocity_old"], given["x_t"], given["x_0"], reference)
         )
         t = float(SIGMA[n])
         r = min(max(float(ADVANTAGES[n]), -a_max), a_max) / (2 * a_max) + 0.5
@@ -197,9 +196,7 @@ def test_velocity_matching_is_zero_at_the_teacher_and_the_mse_elsewhere() -> Non
     loss.backward()
     difference = student.detach().double() - teacher.double()
     assert loss.item() == pytest.approx(float(difference.square().mean()), rel=1e-6)
-    torch.testing.assert_close(
-        student.grad.double(), 2 * difference / difference.numel(), rtol=1e-5, atol=1e-8
-    )
+    torch.testing.assert_close(student.grad.double(), 2 * difference / difference.numel(), rtol=1e-5, atol=1e-8)
     expected = (difference.square().mean() / teacher.double().square().mean()).sqrt()
     assert float(metrics["relative_error"]) == pytest.approx(float(expected), rel=1e-5)
 

@@ -28,9 +28,7 @@ def start_noise(rows: int = 4, *shape: int) -> Tensor:
 
 
 def step_noise(i: int) -> Tensor:
-    return batch_noise(
-        (6, 5), seed=1, step=0, ids=[3, 3, 8, 8], members=[0, 1, 0, 1], stream=Stream.STEP, index=i
-    )
+    return batch_noise((6, 5), seed=1, step=0, ids=[3, 3, 8, 8], members=[0, 1, 0, 1], stream=Stream.STEP, index=i)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +89,7 @@ def test_replay_of_the_stored_steps_gives_ratio_one(
     for s, i in enumerate(trajectory.steps):
         sigma, sigma_next = float(SIGMAS[i]), float(SIGMAS[i + 1])
 
-        def replay(
-            rows: slice, s: int = s, i: int = i, now: float = sigma, after: float = sigma_next
-        ) -> Tensor:
+        def replay(rows: slice, s: int = s, i: int = i, now: float = sigma, after: float = sigma_next) -> Tensor:
             x = trajectory.states[s, rows].float()
             step = transition(
                 kind,

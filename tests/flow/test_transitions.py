@@ -46,9 +46,7 @@ def test_matches_published_code(case: dict, per_row: bool) -> None:
 
 @pytest.mark.parametrize(("sigma", "sigma_next"), [(0.9, 0.8), (0.5, 0.35), (0.1, 0.0)])
 @pytest.mark.parametrize(("kind", "noise"), [("flow_sde", 0.7), ("flow_sde", 1.2), ("dance", 0.3)])
-def test_mean_is_the_euler_maruyama_expansion(
-    kind: str, noise: float, sigma: float, sigma_next: float
-) -> None:
+def test_mean_is_the_euler_maruyama_expansion(kind: str, noise: float, sigma: float, sigma_next: float) -> None:
     # Any SDE with the ODE's marginals has drift v - g^2/2 score, and score = -eps_hat / sigma.
     x, v = (t.double() for t in batch())
     dt = sigma_next - sigma
@@ -117,9 +115,7 @@ def test_ratio_is_exactly_one(kind: str, noise: float, dtype: torch.dtype, micro
     sigma_next = sigma - 0.05
 
     def step(rows: slice) -> object:
-        return transition(
-            kind, x[rows], v[rows], sigma[rows], sigma_next[rows], noise_level=noise, sigma_cap=0.95
-        )
+        return transition(kind, x[rows], v[rows], sigma[rows], sigma_next[rows], noise_level=noise, sigma_cap=0.95)
 
     stored = step(slice(None)).sample(torch.randn(x.shape)).to(dtype)
     rows = [slice(i, i + micro_batch) for i in range(0, len(x), micro_batch)]

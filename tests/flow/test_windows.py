@@ -35,9 +35,7 @@ def test_high_noise_steps_depend_on_the_key_alone() -> None:
     assert high_noise_steps(40, 4, 0.5, generator(7)) == high_noise_steps(40, 4, 0.5, generator(7))
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "fraction", "available"), [(10, 0.3, 3), (100, 0.29, 29), (10, 1.0, 9)]
-)
+@pytest.mark.parametrize(("num_steps", "fraction", "available"), [(10, 0.3, 3), (100, 0.29, 29), (10, 1.0, 9)])
 def test_part_counts_whole_steps_and_never_the_last(num_steps: int, fraction: float, available: int) -> None:
     assert high_noise_steps(num_steps, available, fraction, generator()) == tuple(range(available))
     with pytest.raises(ValueError, match=f"between 1 and {available}"):

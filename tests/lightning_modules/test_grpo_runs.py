@@ -91,9 +91,7 @@ def test_adapter_trains_alone_and_is_merged_on_export(policy, data, tmp_path) ->
 
 def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) -> None:
     callbacks = [PhaseTimer(), SampleGrids(per_category=2), TensorBoardLayout(), WeightEMA()]
-    run = trainer(
-        tmp_path, 2, *callbacks, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None
-    )
+    run = trainer(tmp_path, 2, *callbacks, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None)
     run.fit(policy("clipped"), data())
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     scalars = set(events.Tags()["scalars"])

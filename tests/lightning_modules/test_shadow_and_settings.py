@@ -28,9 +28,16 @@ def test_applied_restores_both_sides_after_an_error() -> None:
     with torch.no_grad():
         layer.weight.add_(1)
     live, kept = layer.weight.clone(), shadow.state_dict()["weight"].clone()
-    with pytest.raises(RuntimeError, match="inside"), shadow.applied():
-        assert torch.equal(layer.weight, kept)
-        raise RuntimeError("inside")
+    seen = []
+
+    def fail_inside() -> None:
+        with shadow.applied():
+            seen.append(layer.weight.clone())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert torch.equal(seen[0], kept)
     assert torch.equal(layer.weight, live)
     assert torch.equal(shadow.state_dict()["weight"], kept)
 

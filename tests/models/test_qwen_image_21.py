@@ -66,7 +66,10 @@ def test_cached_prefix_gives_the_same_velocity(tiny_model: QwenImage21) -> None:
     latents = noise(tiny_model, 6)
     with torch.no_grad():
         torch.testing.assert_close(
-            tiny_model.velocity(latents, 0.7, cached), tiny_model.velocity(latents, 0.7, conditioning), atol=2e-6, rtol=1e-5
+            tiny_model.velocity(latents, 0.7, cached),
+            tiny_model.velocity(latents, 0.7, conditioning),
+            atol=2e-6,
+            rtol=1e-5,
         )
 
 
@@ -112,5 +115,5 @@ def test_missing_model_suggests_the_nearest_name(tmp_path) -> None:
     (tmp_path / "base").mkdir()
     with pytest.raises(ValueError, match=r"Did you mean '.*base'"):
         load_image_model(tmp_path / "bsae", image_size=(32, 32))
-    with pytest.raises(ValueError, match="no model_index.json"):
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
         load_image_model(tmp_path / "base", image_size=(32, 32))
