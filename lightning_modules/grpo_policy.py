@@ -108,7 +108,9 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
         if self.lora is not None:
-            add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
+                add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
         else:
             model.transformer.requires_grad_(True)
         self.model = model

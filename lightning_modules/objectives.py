@@ -209,20 +209,26 @@ class NFT(Objective):
         return self.settings.nft_steps
 
     def draws(self, rollout: Rollout, update: int) -> tuple[Tensor, Tensor]:
-        """Noise levels (K, N) and noised latents (K, N, S, C), keyed by prompt, member, iteration and update."""
+        """Noise levels (K, N) and noised latents (K, N, S, C), keyed by prompt, iteration and update.
+
+        With common noise the members of a group share level and noise. Each member's own draw is distributed as
+        before, so the gradient's mean is the same; but advantages sum to 0 in a group, so what the members have in
+        common, the noise above all, cancels from it.
+        """
         settings, x_0 = self.settings, rollout.trajectory.latents
+        members = [0] * len(rollout.members) if settings.nft_common_noise else rollout.members
         sigmas, noised = [], []
         for k in range(settings.nft_steps):
             key = {"seed": rollout.seed, "step": rollout.iteration, "index": update * settings.nft_steps + k}
             uniform = torch.stack(
                 [
                     torch.rand((), generator=keyed_generator(sample_id=i, member=m, stream=Stream.TIMESTEP, **key))
-                    for i, m in zip(rollout.ids, rollout.members, strict=True)
+                    for i, m in zip(rollout.ids, members, strict=True)
                 ]
             )
             sigma = settings.nft_sigma_low + uniform * (settings.nft_sigma_high - settings.nft_sigma_low)
             shape = tuple(x_0.shape[1:])
-            noise = batch_noise(shape, ids=rollout.ids, members=rollout.members, stream=Stream.FORWARD, **key)
+            noise = batch_noise(shape, ids=rollout.ids, members=members, stream=Stream.FORWARD, **key)
             sigmas.append(sigma.to(x_0.device))
             noised.append(noise_latents(x_0, noise.to(x_0.device), sigmas[-1]))
         return torch.stack(sigmas), torch.stack(noised)

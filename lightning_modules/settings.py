@@ -80,6 +80,8 @@ class ObjectiveSettings:
     """nft: the lowest noise level trained."""
     nft_sigma_high: float = 1.0
     """nft: the highest noise level trained."""
+    nft_common_noise: bool = True
+    """nft: members of a group are noised alike, which cancels most of the gradient's noise and leaves its mean."""
     nft_reference_weight: float = 1e-4
     """nft: weight of the squared distance to the velocity at the start of training."""
     old_decay: float = 0.5
