@@ -159,3 +159,17 @@ def test_nft_gradient_is_zero_without_advantages_at_the_old_policy(policy) -> No
     still = gradients(module, rollout, torch.zeros(6))
     moving = gradients(module, rollout, torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2]))
     assert max(float(g.abs().max()) for g in still) < 1e-6 * max(float(g.abs().max()) for g in moving)
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_common_noise_is_shared_in_a_group_and_nowhere_else(policy, common: bool) -> None:
+    module = policy("nft", objective={"nft_common_noise": common, "nft_sigma_low": 0.4})
+    rollout, _ = rolled_out(module)
+    sigma, x_t = module.objective.draws(rollout, update=0)
+    level = sigma[0][:, None, None]
+    noise = (x_t[0] - (1 - level) * rollout.trajectory.latents) / level
+    groups, levels = noise.unflatten(0, (2, 3)), sigma[0].unflatten(0, (2, 3))
+    same = torch.allclose(groups, groups[:, :1].expand_as(groups), atol=1e-4)
+    assert same is common
+    assert bool((levels == levels[:, :1]).all()) is common
+    assert not torch.allclose(groups[0], groups[1], atol=1e-2)
