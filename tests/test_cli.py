@@ -179,7 +179,11 @@ OPTIONS = {
     "guidance": (["--model.rollout.guidance.scale=-1"], "guidance scale must be a number from 0 up"),
     "nft with noise": (["--model.rollout.transition=cps"], "nft objective trains on ODE rollouts"),
     "coarse last step": (
-        ["--config=configs/objective/clipped.yaml", "--model.rollout.guidance.low=0"],
+        [
+            "--config=configs/objective/clipped.yaml",
+            "--model.rollout.guidance.low=0",
+            "--model.rollout.num_steps=10",
+        ],
         "coarse (sigma 0.25 -> 0)",
     ),
     "window": (
@@ -337,7 +341,7 @@ def test_configs_stack_and_the_command_line_wins(arrived, tiny_path, tmp_path):
     assert model.objective_settings.kind == "guarded"  # the command line
     assert model.rollout_settings.transition == "flow_sde"  # the second file
     assert model.lora.rank == 16  # the third
-    assert model.rollout_settings.group_size == 12  # the first
+    assert model.image_size == 32  # the first
 
 
 @pytest.mark.usefixtures("only_fit")
