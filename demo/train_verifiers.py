@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torchmetrics.functional import spearman_corrcoef
 
 from demo import quality, verifiers
 from demo.dataset import render_scenes
@@ -140,7 +140,7 @@ def measure(verifier: Verifier, score: QualityScore, test: Renders) -> dict[str,
         "clean": attribute_accuracy(verifier, clean, test),
         "degraded": attribute_accuracy(verifier, degraded, test),
         "quality": {
-            "srcc": float(spearmanr(scores.numpy(), -severity.numpy()).statistic),
+            "srcc": float(spearman_corrcoef(scores, -severity)),
             "mean_absolute_error": float((scores - (5 - 4 * severity)).abs().mean()),
             "mean_score_of_clean_renders": float(score(clean).mean()),
         },
