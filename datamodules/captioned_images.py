@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from datamodules.batches import Captioned
-from datamodules.stream import batch_indices
+from datamodules.stream import StreamedDataModule, batch_indices
 
 Example = tuple[Tensor, str, Tensor | None]
 
@@ -90,7 +88,7 @@ def _by_task(batch: list[Example]) -> Iterator[Captioned]:
     )
 
 
-class CaptionedImageDataModule(LightningDataModule):
+class CaptionedImageDataModule(StreamedDataModule):
     """Training and validation data of flow matching.
 
     Args:
@@ -110,7 +108,6 @@ class CaptionedImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size is {batch_size}, but data.train has {len(train)} examples.")
         self.train, self.validation = train, validation
         self.batch_size, self.seed = batch_size, seed
-        self._position = 0
 
     @override
     def prepare_data(self) -> None:
@@ -123,14 +120,13 @@ class CaptionedImageDataModule(LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
         stream = CaptionedStream(
             self.train,
             batch_size=self.batch_size,
             seed=self.seed,
-            start=self._position,
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
+            start=self.position,
+            rank=self.rank,
+            world_size=self.world_size,
         )
         return DataLoader(stream, batch_size=None)
 
@@ -146,11 +142,3 @@ class CaptionedImageDataModule(LightningDataModule):
             for start in range(0, len(chosen), self.batch_size):
                 batches.extend(_by_task(chosen[start : start + self.batch_size]))
         return DataLoader(batches, batch_size=None, shuffle=False)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict["position"]

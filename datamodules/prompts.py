@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from datamodules.batches import Prompts
 from datamodules.jsonl import read_records
-from datamodules.stream import batch_indices, epoch_order
+from datamodules.stream import StreamedDataModule, batch_indices, epoch_order
 
 
 def read_prompts(path: str) -> Prompts:
@@ -64,7 +62,7 @@ class PromptStream(IterableDataset):
             batch += 1
 
 
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(StreamedDataModule):
     """Prompt files for `fit`, `validate`, `test` and `predict`.
 
     Args:
@@ -113,18 +111,16 @@ class PromptDataModule(LightningDataModule):
                 f"'{train_file}' and '{test_file}' share {len(shared)} ids (for example {min(shared)}): ids key the "
                 "noise and tell held-out prompts apart, so they must differ."
             )
-        self._position = 0
 
     @override
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
         stream = PromptStream(
             self.train,
             batch_size=self.prompts_per_step,
             seed=self.seed,
-            start=self._position,
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
+            start=self.position,
+            rank=self.rank,
+            world_size=self.world_size,
         )
         return DataLoader(stream, batch_size=None)
 
@@ -142,14 +138,6 @@ class PromptDataModule(LightningDataModule):
 
     def _fixed(self, prompts: Prompts) -> DataLoader:
         return DataLoader(list(prompts.parts(self.eval_batch_size)), batch_size=None, shuffle=False)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict["position"]
 
 
 def _some(prompts: Prompts, most: int | None, name: str) -> Prompts:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from lightning import LightningDataModule
+from typing_extensions import override
 
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
@@ -22,3 +26,28 @@ def batch_indices(length: int, batch_size: int, *, seed: int, batch: int) -> lis
     per_epoch = length // batch_size  # whole batches: the few left over come in another epoch's shuffle
     epoch, position = divmod(batch, per_epoch)
     return epoch_order(length, seed=seed, epoch=epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+class StreamedDataModule(LightningDataModule):
+    """A data module whose training data are an endless stream; a resumed run goes on with the next batch."""
+
+    #: the first batch of the stream to come
+    position = 0
+
+    @property
+    def rank(self) -> int:
+        """Of this process; 0 without a trainer."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes; 1 without a trainer."""
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = state_dict["position"]

@@ -19,18 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from demo.dataset import render_scenes
-from models.images import from_uint8
+from models.images import from_uint8, to_rgba
 from models.tiny import build_vae
 
 #: weight of the KL term; small, as a latent is normalised afterwards anyway
 KL_WEIGHT = 1e-5
 #: renders held out for the printed error
 HELD_OUT = 500
-
-
-def rgba(images: Tensor) -> Tensor:
-    """The VAE's input (N, 4, 1, H, W) in [-1, 1] from opaque images (N, 3, H, W) in [0, 1]."""
-    return torch.cat([images, torch.ones_like(images[:, :1])], dim=1)[:, :, None] * 2 - 1
 
 
 def train(vae: AutoencoderKLQwenImage21, images: Tensor, *, steps: int, batch: int, lr: float, seed: int) -> None:
@@ -41,7 +36,7 @@ def train(vae: AutoencoderKLQwenImage21, images: Tensor, *, steps: int, batch: i
     start = time.perf_counter()
     vae.train()
     for step in range(steps):
-        x = rgba(images[torch.randint(len(images), (batch,), generator=generator)])
+        x = to_rgba(images[torch.randint(len(images), (batch,), generator=generator)])
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         # The decoder clamps to [-1, 1], where the gradient dies; a fresh network stays well inside.
@@ -63,7 +58,7 @@ def train(vae: AutoencoderKLQwenImage21, images: Tensor, *, steps: int, batch: i
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKLQwenImage21, images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and deviation of each latent channel over images (N, 3, H, W)."""
-    latents = torch.cat([vae.encode(rgba(part)).latent_dist.mode() for part in images.split(128)])
+    latents = torch.cat([vae.encode(to_rgba(part)).latent_dist.mode() for part in images.split(128)])
     by_channel = latents.transpose(0, 1).flatten(1)
     return by_channel.mean(1).tolist(), by_channel.std(1).tolist()
 
@@ -91,7 +86,7 @@ def main() -> None:
     vae.register_to_config(latents_mean=mean, latents_std=std)
     with torch.no_grad():
         held_out = images[-HELD_OUT:]
-        made = vae(rgba(held_out)).sample[:, :3, 0] / 2 + 0.5
+        made = vae(to_rgba(held_out)).sample[:, :3, 0] / 2 + 0.5
     mse = (made - held_out).square().mean().item()
     print(f"held-out renders: PSNR {-10 * np.log10(mse):.1f} dB")
     vae.save_pretrained(args.output)

@@ -5,10 +5,9 @@ Shapes: N images, C = 3, H = W = 32.
 
 from __future__ import annotations
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from demo.verifiers import ASSETS, VerifierName
+from demo.weights import VerifierName, check_name, load_weights
 
 WIDTHS: dict[str, int] = {"annotator": 24, "judge": 28}
 
@@ -44,14 +43,8 @@ class QualityScore(nn.Module):
             ValueError: for another name.
             FileNotFoundError: when its weights have not been trained.
         """
-        if name not in WIDTHS:
-            raise ValueError(f"Unknown quality score {name!r}, expected one of {list(WIDTHS)}.")
-        path = ASSETS / f"quality-{name}.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: train it with `python -m demo.train_verifiers`.")
-        score = cls(width=WIDTHS[name])
-        score.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=True)
-        return score.eval().requires_grad_(False)
+        check_name(name)
+        return load_weights(cls(width=WIDTHS[name]), f"quality-{name}.safetensors")
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores in (1, 5), float32 (N,), of images (N, 3, 32, 32) in [0, 1]."""

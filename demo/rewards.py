@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from demo.quality import QualityScore
-from demo.verifiers import Verifier, VerifierName
+from demo.verifiers import Verifier
+from demo.weights import VerifierName
 from rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
 
 Measure = Literal["probability", "accuracy"]

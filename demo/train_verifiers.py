@@ -27,7 +27,8 @@ from demo import quality, verifiers
 from demo.dataset import render_scenes
 from demo.degrade import corrupt, imitate_generator
 from demo.quality import QualityScore
-from demo.verifiers import ASSETS, HEADS, Verifier
+from demo.verifiers import HEADS, Verifier
+from demo.weights import ASSETS
 from demo.world import CATEGORIES, make_scene
 
 RENDER_SEED = {"annotator": 101, "judge": 202}

@@ -12,21 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo.captions import Request, parse
 from demo.exact import FLAT, Card, flat_color, read_cards
 from demo.render import palette
 from demo.vocabulary import ATTRIBUTES, CATEGORIES
+from demo.weights import VerifierName, check_name, load_weights
 from demo.world import check_category
 
-VerifierName = Literal["annotator", "judge"]
-ASSETS = Path(__file__).parent / "assets"
 WIDTHS: dict[str, int] = {"annotator": 32, "judge": 40}
 
 
@@ -95,14 +91,8 @@ class Verifier(nn.Module):
             ValueError: for another name.
             FileNotFoundError: when its weights have not been trained.
         """
-        if name not in WIDTHS:
-            raise ValueError(f"Unknown verifier {name!r}, expected one of {list(WIDTHS)}.")
-        path = ASSETS / f"{name}.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: train it with `python -m demo.train_verifiers`.")
-        verifier = cls(width=WIDTHS[name])
-        verifier.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=True)
-        return verifier.eval().requires_grad_(False)
+        check_name(name)
+        return load_weights(cls(width=WIDTHS[name]), f"{name}.safetensors")
 
     def forward(self, images: Tensor) -> dict[tuple[str, str], Tensor]:
         """Logits of every head, (N, values), for images (N, 3, 32, 32) in [0, 1]."""

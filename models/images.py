@@ -19,3 +19,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def from_uint8(images: np.ndarray) -> Tensor:
     """Float32 images in [0, 1], (N, 3, H, W), from uint8 arrays (N, H, W, 3)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def to_rgba(images: Tensor) -> Tensor:
+    """The input (N, 4, 1, H, W) in [-1, 1] of Qwen-Image 2.1's VAE from opaque images (N, 3, H, W) in [0, 1]."""
+    return torch.cat([images, torch.ones_like(images[:, :1])], dim=1)[:, :, None] * 2 - 1

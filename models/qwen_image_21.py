@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from flow.schedule import sigma_schedule
 from models.adapters import merged_copy
 from models.image_model import Conditioning, ImageModel
-from models.images import to_uint8
+from models.images import to_rgba, to_uint8
 from models.qwen_image_21_prefix import Prefix
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
@@ -132,8 +132,7 @@ class QwenImage21(ImageModel):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
-        rgba = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)[:, :, None]
-        posterior = self.vae.encode(rgba.to(self.vae.dtype) * 2 - 1).latent_dist
+        posterior = self.vae.encode(to_rgba(images).to(self.vae.dtype)).latent_dist
         latents = (posterior.mode() - self.latents_mean) / self.latents_std
         return latents.flatten(2).transpose(1, 2)
 

@@ -103,7 +103,7 @@ def test_bad_input_is_told_what_to_do() -> None:
         AttributeReward(measure="logit")
     with pytest.raises(ValueError, match="Unknown verifier 'critic'"):
         AttributeReward("critic")
-    with pytest.raises(ValueError, match="Unknown quality score 'critic'"):
+    with pytest.raises(ValueError, match="Unknown verifier 'critic'"):
         QualityReward("critic")
     with pytest.raises(ValueError, match=r"received \(1, 3, 16, 16\)"):
         QualityScore(width=4)(torch.zeros(1, 3, 16, 16))

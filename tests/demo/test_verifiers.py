@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from demo import verifiers
 from demo.captions import caption
 from demo.degrade import blur
 from demo.exact import read_cards
 from demo.font import text_mask
 from demo.verifiers import Verifier
 from demo.vocabulary import LETTERS
+from demo.weights import ASSETS
 from demo.world import CATEGORIES, Scene, make_scene, render
 
 PER_CATEGORY = 30
@@ -131,11 +131,11 @@ def test_what_cannot_be_understood_is_nan(verifier: Verifier, images: torch.Tens
 def test_the_two_sets_are_different_networks() -> None:
     annotator, judge = Verifier.load("annotator"), Verifier.load("judge")
     assert sum(p.numel() for p in annotator.parameters()) != sum(p.numel() for p in judge.parameters())
-    assert sum(file.stat().st_size for file in verifiers.ASSETS.glob("*.safetensors")) <= 3e6
+    assert sum(file.stat().st_size for file in ASSETS.glob("*.safetensors")) <= 3e6
 
 
 def test_the_committed_table_allows_every_attribute() -> None:
-    record = json.loads((verifiers.ASSETS / "accuracy.json").read_text(encoding="utf-8"))
+    record = json.loads((ASSETS / "accuracy.json").read_text(encoding="utf-8"))
     assert set(record) == {"annotator", "judge"}
     for numbers in record.values():
         assert len(numbers["clean"]) == 23
