@@ -5,6 +5,7 @@ Shapes: P prompts, N samples, H height, W width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,29 @@ import torch
 from torch import Tensor
 
 
+class PromptTable(ABC):
+    """Prompts by row, whose batches can be had one at a time.
+
+    Attributes:
+        ids: stable integers that key the noise and the groups, one a row.
+    """
+
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def select(self, index: list[int]) -> Prompts:
+        """The prompts at `index`, in that order, with their source images."""
+
+    @abstractmethod
+    def subset(self, index: list[int]) -> PromptTable:
+        """A table of the rows at `index`, in that order."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
+class Prompts(PromptTable):
     """A batch of prompts.
 
     Attributes:
@@ -28,9 +50,6 @@ class Prompts:
     categories: tuple[str, ...]
     sources: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def select(self, index: list[int]) -> Prompts:
         """The prompts at `index`, in that order."""
         return Prompts(
@@ -39,6 +58,10 @@ class Prompts:
             categories=tuple(self.categories[i] for i in index),
             sources=None if self.sources is None else self.sources[index],
         )
+
+    def subset(self, index: list[int]) -> Prompts:
+        """See `PromptTable.subset`: everything is in memory, so a subset is a selection."""
+        return self.select(index)
 
     def parts(self, size: int) -> Iterator[Prompts]:
         """Pieces of at most `size` prompts, in order."""

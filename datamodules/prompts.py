@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
-from datamodules.batches import Prompts
+from datamodules.batches import Prompts, PromptTable
 from datamodules.jsonl import read_records
 from datamodules.stream import StreamedDataModule, batch_indices, epoch_order
 
@@ -33,7 +34,7 @@ class PromptStream(IterableDataset):
     """An endless stream of prompt batches, the same for any number of ranks: each takes its slice of a batch.
 
     Args:
-        prompts: all of them.
+        prompts: all of them; with sources on disk, a batch's are read when it is due.
         batch_size: prompts of one iteration, over all ranks.
         seed: of the order.
         start: the first iteration.
@@ -42,7 +43,7 @@ class PromptStream(IterableDataset):
     """
 
     def __init__(
-        self, prompts: Prompts, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+        self, prompts: PromptTable, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
         if batch_size % world_size:
             raise ValueError(
@@ -60,6 +61,25 @@ class PromptStream(IterableDataset):
             indices = batch_indices(len(self.prompts), self.batch_size, seed=self.seed, batch=batch)
             yield self.prompts.select(indices[self.rank * share : (self.rank + 1) * share])
             batch += 1
+
+
+class FixedBatches(Dataset):
+    """Prompts in order, a batch at a time, each read when it is due.
+
+    Args:
+        prompts: all of them.
+        batch_size: prompts a batch.
+    """
+
+    def __init__(self, prompts: PromptTable, batch_size: int) -> None:
+        self.prompts, self.batch_size = prompts, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.prompts) / self.batch_size)
+
+    def __getitem__(self, index: int) -> Prompts:
+        start = index * self.batch_size
+        return self.prompts.select(list(range(start, min(start + self.batch_size, len(self.prompts)))))
 
 
 class PromptDataModule(StreamedDataModule):
@@ -97,9 +117,9 @@ class PromptDataModule(StreamedDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         # Read here rather than in `setup`: a bad file must end the run before a model loads.
-        self.train = read_prompts(train_file)
-        self.validation = _some(read_prompts(validation_file), max_validation, "max_validation")
-        self.test = _some(read_prompts(test_file), max_test, "max_test")
+        self.train = self.read(train_file)
+        self.validation = _some(self.read(validation_file), max_validation, "max_validation")
+        self.test = _some(self.read(test_file), max_test, "max_test")
         if prompts_per_step > len(self.train):
             raise ValueError(
                 f"data.prompts_per_step is {prompts_per_step}, but '{train_file}' has {len(self.train)} prompts: "
@@ -111,6 +131,10 @@ class PromptDataModule(StreamedDataModule):
                 f"'{train_file}' and '{test_file}' share {len(shared)} ids (for example {min(shared)}): ids key the "
                 "noise and tell held-out prompts apart, so they must differ."
             )
+
+    def read(self, path: str) -> PromptTable:
+        """All prompts of a file."""
+        return read_prompts(path)
 
     @override
     def train_dataloader(self) -> DataLoader:
@@ -136,14 +160,14 @@ class PromptDataModule(StreamedDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._fixed(self.test)
 
-    def _fixed(self, prompts: Prompts) -> DataLoader:
-        return DataLoader(list(prompts.parts(self.eval_batch_size)), batch_size=None, shuffle=False)
+    def _fixed(self, prompts: PromptTable) -> DataLoader:
+        return DataLoader(FixedBatches(prompts, self.eval_batch_size), batch_size=None, shuffle=False)
 
 
-def _some(prompts: Prompts, most: int | None, name: str) -> Prompts:
+def _some(prompts: PromptTable, most: int | None, name: str) -> PromptTable:
     """At most `most` prompts: always the same random ones, whatever order the file's categories come in."""
     if most is None or most >= len(prompts):
         return prompts
     if most < 1:
         raise ValueError(f"data.{name} is {most}; it must be at least 1, or null for all.")
-    return prompts.select(sorted(epoch_order(len(prompts), seed=0, epoch=0)[:most]))
+    return prompts.subset(sorted(epoch_order(len(prompts), seed=0, epoch=0)[:most]))

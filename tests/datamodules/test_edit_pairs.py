@@ -1,0 +1,85 @@
+"""Edit files: contract, order, and images that are read when they are due."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import EditPairDataModule
+from datamodules.edit_pairs import read_edits
+
+
+def write(directory: Path, name: str, rows: list[dict]) -> str:
+    path = directory / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Edit files whose source number i is uniformly of grey level i."""
+    (tmp_path / "images").mkdir()
+    made, first = {}, 0
+    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
+        rows = []
+        for i in range(first, first + count):
+            Image.fromarray(np.full((16, 16, 3), i, dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+            rows.append({"id": i, "instruction": f"do {i}", "source": f"images/{i}.png", "category": "portrait"})
+        made[f"{split}_file"] = write(tmp_path, f"{split}.jsonl", rows)
+        first += count
+    return made
+
+
+def test_every_instruction_comes_with_its_own_source(files: dict[str, str]) -> None:
+    data = EditPairDataModule(**files, image_size=16, prompts_per_step=4, seed=3)
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch) == 4
+    assert batch.texts == tuple(f"do {i}" for i in batch.ids)
+    assert (batch.sources * 255).round().to(int).amax((1, 2, 3)).tolist() == list(batch.ids)
+
+
+def test_sources_are_scaled_to_the_model(files: dict[str, str]) -> None:
+    batch = next(iter(EditPairDataModule(**files, image_size=32).test_dataloader()))
+    assert batch.sources.shape == (4, 3, 32, 32)
+    assert batch.sources.dtype == torch.float32
+
+
+def test_fixed_batches_cover_every_edit_once(files: dict[str, str]) -> None:
+    data = EditPairDataModule(**files, image_size=16, eval_batch_size=3, max_test=4)
+    seen = [i for batch in data.test_dataloader() for i in batch.ids]
+    assert seen == [12, 13, 14, 15]
+
+
+def test_images_are_not_read_before_they_are_due(files: dict[str, str], tmp_path: Path) -> None:
+    data = EditPairDataModule(**files, image_size=16, prompts_per_step=8)
+    (tmp_path / "images/0.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"Cannot read the image '.*0\.png'"):
+        next(iter(data.train_dataloader()))
+
+
+def test_a_source_that_is_not_square_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    Image.new("RGB", (16, 24)).save(tmp_path / "images/0.png")
+    data = EditPairDataModule(**files, image_size=16, prompts_per_step=8)
+    with pytest.raises(ValueError, match="16 x 24; sources must be square"):
+        next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "images/99.png"}, r"there is no file '.*images/99\.png'. Paths are relative"),
+        ({"target": "images/98.png"}, r"the target of id 0 is 'images/98\.png'"),
+        ({"instruction": " "}, "the instruction with id 0 is blank"),
+        ({"instructions": "x"}, "unknown key 'instructions'. Did you mean 'instruction'"),
+        ({"source": 3}, "'source' must be str"),
+    ],
+)
+def test_bad_rows_are_named(files: dict[str, str], tmp_path: Path, change: dict, message: str) -> None:
+    row = {"id": 0, "instruction": "do", "source": "images/0.png", "category": "portrait"}
+    with pytest.raises(ValueError, match=message):
+        read_edits(write(tmp_path, "bad.jsonl", [row | change]), 16)
