@@ -8,6 +8,7 @@ Shapes: P prompts, G images a prompt, N = P G samples, K rewards.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from datamodules.batches import Prompts
 from flow.advantages import group_advantages
 from flow.rollout import Trajectory
 from lightning_modules.evaluation_steps import EvaluationSteps
-from lightning_modules.objectives import OBJECTIVES, Objective, Rollout, micro_batches
+from lightning_modules.objectives import NFT, OBJECTIVES, Objective, PolicyGradient, Rollout, micro_batches
 from lightning_modules.phases import PhaseClock
 from lightning_modules.sampling import Sampler, group_rollout
 from lightning_modules.scoring import check_weights, group_statistics, means_by_category, score_all
@@ -124,7 +125,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
             self.rollout_settings, self.objective_settings
         )
         self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None
-        needs_reference = self.objective.uses_old_policy and self.objective_settings.nft_reference_weight > 0
+        needs_reference = isinstance(self.objective, NFT) and self.objective_settings.nft_reference_weight > 0
         self.reference = ShadowWeights(model.transformer) if needs_reference else None
 
     @override
@@ -148,16 +149,11 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         """Images of every group, and what the updates need of how they came about."""
         settings = self.rollout_settings
         steps: tuple[int, ...] = ()
-        if not self.objective.uses_old_policy:
+        if isinstance(self.objective, PolicyGradient):
             steps = steps_of_iteration(settings.window, settings.num_steps, iteration=self.iteration, seed=self.seed)
         with self.clock.phase("rollout"), torch.no_grad():
-            if self.old is not None:
-                self.old.swap()
-            try:
+            with nullcontext() if self.old is None else self.old.applied():
                 trajectory = self._trajectory(batch, steps)
-            finally:
-                if self.old is not None:
-                    self.old.swap()
             images = self.model.decode(trajectory.latents)
             group = settings.group_size
             conditioning = self.model.encode(batch.texts, batch.sources).repeat_interleave(group)
@@ -236,13 +232,11 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         return metrics
 
     def _prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
-        if self.old is None:
-            return self.objective.prepare(self.model, rollout, update)
-        with self.old.applied():
+        with nullcontext() if self.old is None else self.old.applied():
             prepared = self.objective.prepare(self.model, rollout, update)
         if self.reference is not None:
             with self.reference.applied():
-                prepared["velocity_reference"] = self.objective.prepare(self.model, rollout, update)["velocity_old"]
+                prepared["velocity_reference"] = self.objective.velocities(self.model, rollout, prepared)
         return prepared
 
     def accumulate_gradients(

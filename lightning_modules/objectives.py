@@ -200,9 +200,15 @@ class PolicyGradient(Objective):
 
 
 class NFT(Objective):
-    """DiffusionNFT: forward-process matching towards good and away from bad samples of the old policy."""
+    """DiffusionNFT: forward-process matching towards good and away from bad samples of the old policy.
 
-    uses_old_policy = True
+    With a single update and an old policy that follows at once, the old velocity is the new one, detached: neither
+    a copy of the weights nor a second forward is needed.
+    """
+
+    def __init__(self, rollout_settings: RolloutSettings, settings: ObjectiveSettings) -> None:
+        super().__init__(rollout_settings, settings)
+        self.uses_old_policy = settings.updates > 1 or settings.old_decay > 0
 
     def steps_a_sample(self, rollout: Rollout) -> int:
         """See `Objective.steps_a_sample`."""
@@ -233,21 +239,27 @@ class NFT(Objective):
             noised.append(noise_latents(x_0, noise.to(x_0.device), sigmas[-1]))
         return torch.stack(sigmas), torch.stack(noised)
 
-    @torch.no_grad()
     def prepare(self, model: ImageModel, rollout: Rollout, update: int) -> dict[str, Tensor]:
-        """See `Objective.prepare`: noise levels, noised latents and the velocity of the weights applied now."""
+        """See `Objective.prepare`: noise levels, noised latents and, with an old policy, its velocity there."""
         sigma, x_t = self.draws(rollout, update)
+        prepared = {"sigma": sigma, "x_t": x_t}
+        if self.uses_old_policy:
+            prepared["velocity_old"] = self.velocities(model, rollout, prepared)
+        return prepared
+
+    @torch.no_grad()
+    def velocities(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> Tensor:
+        """Velocity (K, N, S, C) of the weights applied now at the prepared states."""
         samples, steps = len(rollout.conditioning), self.settings.nft_steps
-        old = [
+        made = [
             model.velocity(
-                x_t[pairs.step, pairs.sample],
-                sigma[pairs.step, pairs.sample],
+                prepared["x_t"][pairs.step, pairs.sample],
+                prepared["sigma"][pairs.step, pairs.sample],
                 rollout.conditioning.select(pairs.sample),
             )
             for pairs in micro_batches(samples, steps, self.settings.micro_batch_size)
         ]
-        velocity = torch.cat(old).unflatten(0, (samples, steps)).transpose(0, 1)
-        return {"sigma": sigma, "x_t": x_t, "velocity_old": velocity}
+        return torch.cat(made).unflatten(0, (samples, steps)).transpose(0, 1)
 
     def loss(
         self,
@@ -263,7 +275,7 @@ class NFT(Objective):
         velocity = model.velocity(at["x_t"], at["sigma"], rollout.conditioning.select(pairs.sample))
         return nft_loss(
             velocity,
-            at["velocity_old"],
+            at.get("velocity_old", velocity.detach()),
             at["x_t"],
             rollout.trajectory.latents[pairs.sample],
             at["sigma"],
