@@ -27,6 +27,7 @@ from transformers import (
 #: `model_type` in config.json -> what people call it
 FAMILIES = {"qwen3_vl": "Qwen3-VL", "qwen2_5_vl": "Qwen2.5-VL"}
 _LANGUAGE_LAYERS = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_QUANTISATION_STATE = re.compile(r"\.weight\.(absmax|quant_map|nested_|quant_state|bitsandbytes)")
 _VISION_LAYERS = r".*visual\.blocks\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
 
 

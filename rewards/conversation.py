@@ -1,8 +1,8 @@
-"""Rubric, prompt and images as a chat, and the chat as tensors.
+r"""Rubric, prompt and images as a chat, and the chat as tensors.
 
     system     the rubric: fixed, so its keys and values are shared by all samples of a batch
     user       the prompt, then the image; for edits the instruction, the source image, the edited image
-    assistant  <reasoning>\\nScore: <digit>
+    assistant  <reasoning>\nScore: <digit>
 
 Text comes before the first image so that a group, which has its prompt in common, shares that as well.
 

@@ -77,8 +77,8 @@ class Answers:
 class ScoreReader:
     """Asks a model.
 
-    The retry: where the first attempt ends, or is cut off, without a score line, the reasoning is kept, the score line's
-    beginning is put after it, and the model's own digit distribution is read there. The score is thus still the
+    The retry: where the first attempt ends, or is cut off, without a score line, the reasoning is kept, the score
+    line's beginning is put after it, and the model's own digit distribution is read there. The score is thus still the
     model's; if most of its probability lies on other tokens than digits, there is no score.
 
     Args:
