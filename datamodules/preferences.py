@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -87,8 +87,8 @@ class PairSource:
     """Pairs of every epoch: the given ones, and others drawn anew each epoch from annotations.
 
     Within a bucket (a dimension, or a prompt or group of one) the images are ordered by score, equal scores shuffled,
-    the scores' order drawn at random, and image i is paired with image i + n/2. That gives the largest possible number of
-    pairs of different scores, the same number every epoch.
+    the scores' order drawn at random, and image i is paired with image i + n/2. That gives the largest possible number
+    of pairs of different scores, the same number every epoch.
 
     Args:
         pairs: pairs that are known.

@@ -51,13 +51,13 @@ class Agreement(Metric):
 
     - `srcc`, `plcc`: rank and linear correlation; NaN where either side is constant.
     - `mse`: mean squared error, in squared points of the 1..5 scale.
-    - `pairwise_accuracy`: of the pairs of images with different human scores, the share that the model orders alike; two
-      equal predictions count half.
+    - `pairwise_accuracy`: of the pairs of images with different human scores, the share that the model orders alike;
+      two equal predictions count half.
     - `pairwise_accuracy_ties`: of all pairs, the share where the model says the same of better, worse and tied;
       predictions closer than `tie_margin` are a tie.
     - `calibration_error`: see `Reliability`.
-    - `identical_in_group`: of the pairs of images in one group, the share with the same prediction (such a pair teaches RL
-      nothing); NaN without groups.
+    - `identical_in_group`: of the pairs of images in one group, the share with the same prediction (such a pair teaches
+      RL nothing); NaN without groups.
     - `parse_rate`: share of images with a score. Those without are left out of everything else.
     - `count`: images.
 
@@ -145,8 +145,8 @@ def pairwise_accuracy(predictions: Tensor, truths: Tensor, *, tie_margin: float)
         tie_margin: predictions closer than this are a tie, in the first measure alone.
 
     Returns:
-        (with ties, without ties): over all pairs as better / worse / tied, and over the pairs whose truths differ, where
-        two equal predictions count half. NaN without such pairs.
+        (with ties, without ties): over all pairs as better / worse / tied, and over the pairs whose truths differ,
+        where two equal predictions count half. NaN without such pairs.
     """
     alike = ordered = torch.zeros((), dtype=torch.float64, device=predictions.device)
     pairs = untied = 0

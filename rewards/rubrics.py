@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -47,6 +48,8 @@ class Rubric:
         where = f"Rubric '{self.name}'"
         if self.task not in get_args(Task):
             raise ValueError(f"{where}: task must be one of {', '.join(get_args(Task))}, received {self.task!r}.")
+        if not re.fullmatch(r"\w+", self.name):
+            raise ValueError(f"{where}: a name has letters, digits and underscores alone: it becomes a metric's name.")
         if not self.text.strip():
             raise ValueError(f"{where}: the text is blank; it must say what earns which score.")
         if (self.cap_phrase is None) != (self.cap_score is None):
