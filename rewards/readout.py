@@ -21,7 +21,7 @@ DIGITS = ("1", "2", "3", "4", "5")
 SCORE_TEMPLATE = "\nScore: "
 #: the same without a reasoning before it
 DIRECT_TEMPLATE = "Score: "
-_BEFORE_DIGIT = re.compile(r"(?:^|\s)Score:[ \t]?$")
+_BEFORE_DIGIT = re.compile(r"(?:^|\s)Score:[ \t]?\Z")
 
 
 def digit_token_ids(tokenizer: Any) -> tuple[int, ...]:
