@@ -80,9 +80,7 @@ class Agreement(Metric):
 
     def _fill(self) -> None:
         # A rank that saw nothing must still bring tensors of the right type to the gathering.
-        self.predictions.append(torch.zeros(0, device=self.device))
-        self.truths.append(torch.zeros(0, device=self.device))
-        self.groups.append(torch.zeros(0, dtype=torch.int64, device=self.device))
+        self.update(torch.zeros(0), torch.zeros(0), [])
 
     @override
     def reset(self) -> None:

@@ -136,7 +136,7 @@ class RewardFinetune(LightningModule):
                 freeze_vision(model)
         if self.gradient_checkpointing:
             # Without re-entry, frozen embeddings need no gradient for the layers above them to get theirs.
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.model, self.processor = model, processor
         self.reader = ScoreReader(model, processor, self.reading)
 

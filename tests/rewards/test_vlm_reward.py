@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +19,12 @@ from rewards.vlm import VLMReward
 
 @cache
 def reward() -> VLMReward:
-    return VLMReward(trained()[1], "brightness")
+    return VLMReward(trained()[1], "brightness", max_outside=1.0)
 
 
 def samples(count: int = 32) -> Samples:
     images = torch.stack([grey(0.1 + 0.8 * i / count, i) for i in range(count)])
-    prompts = ["a square" + " of grey" * (i % 4) for i in range(count)]
+    prompts = ["a square" + " of grey" * (i % 3) for i in range(count)]
     return Samples(images=images, prompts=prompts, categories=["toy"] * count)
 
 
@@ -37,9 +36,8 @@ def part(whole: Samples, index: list[int]) -> Samples:
 def forced(text: str) -> ScoreReader:
     """A reader whose model writes `text` and nothing else: its logits are planted, its readout is not."""
     module = trained()[0]
-    tokens = module.processor.tokenizer.encode(text, add_special_tokens=False) + [
-        module.processor.tokenizer.eos_token_id
-    ]
+    tokenizer = module.processor.tokenizer
+    tokens = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     reader = ScoreReader(module.model, module.processor, ReadingSettings(max_new_tokens=20))
     prefill, step = reader._prefill, {"n": 0}
 
@@ -75,14 +73,14 @@ def forced(text: str) -> ScoreReader:
 def test_scores_follow_what_was_learnt() -> None:
     answers = reward().answers(samples(10))
     assert set(answers.reasoning) <= set(WORDS)
-    assert answers.scores[0] < 2 < 4 < answers.scores[-1]
+    assert answers.scores[0] + 1.5 < answers.scores[-1]
     assert ((answers.scores >= 1) & (answers.scores <= 5)).all()
 
 
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_batch_of_one_and_of_thirty_two_give_the_same_scores(reasoning: bool) -> None:
     module = trained()[0]
-    settings = ReadingSettings(reasoning=reasoning, max_new_tokens=8)
+    settings = ReadingSettings(reasoning=reasoning, max_new_tokens=8, max_outside=1.0)
     reader = ScoreReader(module.model, module.processor, settings)
     whole = samples(32)
     pictures = to_uint8(whole.images)
@@ -187,7 +185,8 @@ def test_export_gives_the_scores_of_the_modules_validation() -> None:
     module, _, _ = trained()
     known = toy_data().validation
     loaded = [a.load() for a in known]
-    expected = module.reader.read(module.questions(loaded))
+    reader = ScoreReader(module.model, module.processor, ReadingSettings(max_new_tokens=8, max_outside=1.0))
+    expected = reader.read(module.questions(loaded))
     images = torch.stack([e.image for e in loaded]).float() / 255
     scores = reward().score(Samples(images=images, prompts=[a.prompt for a in known], categories=["toy"] * len(known)))
     torch.testing.assert_close(scores, expected.scores, atol=1e-4, rtol=0)
@@ -223,7 +222,7 @@ def test_damaged_export_is_refused(tmp_path, edit, message: str) -> None:
 
 
 def test_wrong_directory_dimension_or_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="has no reward.json"):
+    with pytest.raises(ValueError, match=r"has no reward\.json"):
         VLMReward(toy_files()["model"], "brightness")
     with pytest.raises(ValueError, match="Did you mean 'brightness'"):
         VLMReward(trained()[1], "brightnes")
@@ -247,4 +246,3 @@ def test_edit_scores_depend_on_the_source(tmp_path) -> None:
     made = Samples(images=image, prompts=["brighter"] * 2, categories=["edit"] * 2, sources=sources)
     scores = scorer.score(made)
     assert scores[0] != scores[1]
-    assert Path(trained()[1]).is_dir()
