@@ -190,7 +190,7 @@ def _turn(processor: ProcessorMixin, answer: Answer) -> tuple[list[int], list[in
     return [*ids, digit], [*labels, digit, tokenizer.eos_token_id], index
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_pictures(images: Tensor) -> Tensor:
     """Images in [0, 1] as the 8-bit pictures that a file would hold, and that annotators saw.
 
     Args:

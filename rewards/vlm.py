@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from models.vision_language import check_vlm_path, load_vlm
 from rewards.base import Reward, Samples
-from rewards.conversation import Question, to_uint8
+from rewards.conversation import Question, to_pictures
 from rewards.reading import Answers, ScoreReader
 from rewards.rubrics import Rubric
 from rewards.spec import RewardSpec
@@ -93,8 +93,8 @@ class VLMReward(Reward):
         self.reader.model.to(self.device if self.device is not None else samples.images.device)
         images = samples.images.detach().cpu()
         finite = images.flatten(1).isfinite().all(1)
-        pictures = to_uint8(images.nan_to_num())
-        sources = None if samples.sources is None else to_uint8(samples.sources.detach().cpu().nan_to_num())
+        pictures = to_pictures(images.nan_to_num())
+        sources = None if samples.sources is None else to_pictures(samples.sources.detach().cpu().nan_to_num())
         questions = [
             Question(
                 rubric=self.rubric,
