@@ -17,13 +17,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from datamodules.annotations import (
-    Annotation,
-    AnnotationDataModule,
-    LoadedAnnotation,
-    check_share,
-    missing_image,
-)
+from datamodules.annotation_files import Annotation, LoadedAnnotation, missing_image
+from datamodules.annotations import AnnotationDataModule, check_share
 from datamodules.jsonl import read_records
 from datamodules.stream import epoch_order
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 from typing_extensions import override
 
-from datamodules.annotations import AnnotationBatch, LoadedAnnotation
+from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
 from datamodules.preferences import PreferenceBatch
 from evaluation.agreement import Agreement
 from flow.noise import Stream, keyed_generator

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from datamodules import AnnotationDataModule, PreferenceDataModule
-from datamodules.annotations import Annotation, AnnotationStream, FixedAnnotations, read_annotations, read_image
+from datamodules.annotation_files import Annotation, read_annotations, read_image
+from datamodules.annotations import AnnotationStream, FixedAnnotations
 from datamodules.preferences import PairSource, PreferenceStream, read_preferences
 
 ROW = {"id": 0, "image": "a.png", "prompt": "a cat", "dimension": "alignment", "score": 3, "reasoning": "a dog"}
