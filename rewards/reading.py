@@ -170,7 +170,7 @@ class ScoreReader:
         tokenizer, image = self.processor.tokenizer, self.processor.image_token_id
         shared = shared_prefix(rows, stop=image)
         rest = pad_left([row[shared:] for row in rows], pad_id=tokenizer.pad_token_id, image_token_id=image)
-        prefix = torch.tensor([rows[0][:shared]], device=device)
+        prefix = torch.tensor([rows[0][:shared]], dtype=torch.long, device=device)
         ids = torch.cat([prefix.cpu().expand(len(rows), -1), rest["input_ids"]], dim=1).to(device)
         mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.long), rest["attention_mask"]], dim=1).to(device)
         images = {name: tensor.to(device) for name, tensor in encoded.images.items()}

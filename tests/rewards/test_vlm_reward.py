@@ -246,3 +246,12 @@ def test_edit_scores_depend_on_the_source(tmp_path) -> None:
     made = Samples(images=image, prompts=["brighter"] * 2, categories=["edit"] * 2, sources=sources)
     scores = scorer.score(made)
     assert scores[0] != scores[1]
+
+
+def test_sharing_the_prefix_changes_no_score(monkeypatch) -> None:
+    whole = samples(6)
+    shared = reward().answers(whole)
+    monkeypatch.setattr("rewards.reading.shared_prefix", lambda _rows, stop: 0)
+    apart = reward().answers(whole)
+    torch.testing.assert_close(shared.scores, apart.scores, atol=1e-4, rtol=0)
+    assert shared.reasoning == apart.reasoning
