@@ -6,6 +6,7 @@ from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
 from callbacks.progress import PhaseProgressBar
 from callbacks.sample_grids import SampleGrids
+from callbacks.scored_examples import ScoredExamples
 from callbacks.tensorboard_layout import TensorBoardLayout
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PhaseProgressBar",
     "PhaseTimer",
     "SampleGrids",
+    "ScoredExamples",
     "TensorBoardLayout",
     "WeightEMA",
 ]

@@ -1,7 +1,16 @@
 """One LightningDataModule a kind of data."""
 
+from datamodules.annotations import AnnotationDataModule
 from datamodules.captioned_images import CaptionedDataset, CaptionedImageDataModule
 from datamodules.edit_pairs import EditPairDataModule
+from datamodules.preferences import PreferenceDataModule
 from datamodules.prompts import PromptDataModule
 
-__all__ = ["CaptionedDataset", "CaptionedImageDataModule", "EditPairDataModule", "PromptDataModule"]
+__all__ = [
+    "AnnotationDataModule",
+    "CaptionedDataset",
+    "CaptionedImageDataModule",
+    "EditPairDataModule",
+    "PreferenceDataModule",
+    "PromptDataModule",
+]

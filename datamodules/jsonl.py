@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def read_records(path: str | Path, fields: dict[str, type], *, optional: dict[str, type] | None = None) -> list[dict]:
+def read_records(
+    path: str | Path,
+    fields: dict[str, type],
+    *,
+    optional: dict[str, type] | None = None,
+    check: Callable[[dict], str | None] | None = None,
+) -> list[dict]:
     """Read one object a line.
 
     Args:
         path: the file.
-        fields: required keys and their types.
+        fields: required keys and their types; float takes integers as well, object takes anything.
         optional: further keys that may be there.
+        check: called with each record; what it returns, if anything, is what is wrong with it.
 
     Raises:
         ValueError: a missing or empty file, a line that is not an object, a missing, unknown or mistyped key, or an
-            `id` that occurs twice; the message says which line.
+            `id` that occurs twice, or a record that `check` complains of; the message says which line.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,6 +38,8 @@ def read_records(path: str | Path, fields: dict[str, type], *, optional: dict[st
         if not line.strip():
             continue
         record = _check(_parse(line, path, number), fields, optional or {}, f"{path}, line {number}")
+        if check is not None and (complaint := check(record)):
+            raise ValueError(f"{path}, line {number}: {complaint}")
         if "id" in fields and seen.setdefault(record["id"], number) != number:
             raise ValueError(f"{path}, line {number}: id {record['id']} was used on line {seen[record['id']]} already.")
         records.append(record)
@@ -56,6 +66,7 @@ def _check(record: Any, fields: dict[str, type], optional: dict[str, type], wher
             raise ValueError(f"{where}: no '{key}'; expected the keys {', '.join(fields)}.")
     for key, value in record.items():
         kind = fields.get(key) or optional[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (kind in (int, float) and isinstance(value, bool)):
             raise ValueError(f"{where}: '{key}' must be {kind.__name__}, received {value!r:.80}.")
     return record

@@ -2,5 +2,6 @@
 
 from lightning_modules.flow_pretrain import FlowPretrain
 from lightning_modules.grpo_policy import GRPOPolicy
+from lightning_modules.reward_finetune import RewardFinetune
 
-__all__ = ["FlowPretrain", "GRPOPolicy"]
+__all__ = ["FlowPretrain", "GRPOPolicy", "RewardFinetune"]

@@ -1,0 +1,189 @@
+"""Scored images for training and checking reward models: streams of batches, and the data module.
+
+Files are those of `datamodules.annotation_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
+
+from datamodules.annotation_files import Annotation, AnnotationBatch, read_annotation_files
+from datamodules.stream import batch_indices
+
+
+class AnnotationStream(IterableDataset):
+    """An endless stream of shuffled batches, the same for any number of ranks: each takes its slice of a batch.
+
+    Args:
+        annotations: all of them.
+        batch_size: images of one forward, over all ranks.
+        seed: of the order.
+        start: the first batch.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_share(batch_size, world_size)
+        self.annotations, self.batch_size, self.seed, self.start = annotations, batch_size, seed, start
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[AnnotationBatch]:
+        share, batch = self.batch_size // self.world_size, self.start
+        while True:
+            indices = batch_indices(len(self.annotations), self.batch_size, seed=self.seed, batch=batch)
+            mine = indices[self.rank * share : (self.rank + 1) * share]
+            yield AnnotationBatch(examples=tuple(self.annotations[i].load() for i in mine))
+            batch += 1
+
+
+class FixedAnnotations(IterableDataset):
+    """Every annotation once, in order; each rank takes every `world_size`-th, so none is seen twice.
+
+    Args:
+        annotations: all of them.
+        batch_size: images of a batch, on each rank.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, annotations: Sequence[Annotation], *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.mine, self.batch_size = list(annotations)[rank::world_size], batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[AnnotationBatch]:
+        for start in range(0, len(self.mine), self.batch_size):
+            part = self.mine[start : start + self.batch_size]
+            yield AnnotationBatch(examples=tuple(a.load() for a in part))
+
+
+def check_share(batch_size: int, world_size: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        ValueError: with a size that would do.
+    """
+    if batch_size % world_size:
+        raise ValueError(
+            f"data.batch_size is {batch_size}, which {world_size} ranks cannot share evenly: make it a multiple of "
+            f"{world_size}."
+        )
+
+
+class AnnotationDataModule(LightningDataModule):
+    """Scored images from files, several dimensions mixed, for `fit`, `validate` and `test`.
+
+    Args:
+        train_files: to train on.
+        validation_files: held out, scored as training goes on.
+        test_files: held out, for `test`; the validation files if none are given.
+        dimensions: keep these alone; None keeps all.
+        batch_size: images of one forward, over all ranks (trainer.accumulate_grad_batches makes larger steps).
+        eval_batch_size: images scored at a time in `validate` and `test`, on each rank.
+        max_validation: use at most so many validation images, evenly from the files; None for all.
+        seed: of the order.
+    """
+
+    #: whether it trains on annotations alone, and so can't do without
+    needs_annotations = True
+
+    def __init__(
+        self,
+        train_files: list[str],
+        validation_files: list[str],
+        test_files: list[str] | None = None,
+        dimensions: list[str] | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_validation: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(
+                f"data.batch_size ({batch_size}) and data.eval_batch_size ({eval_batch_size}) must be at least 1."
+            )
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        # Read here rather than in `setup`: a bad file must end the run before a model loads.
+        self.train: list[Annotation] = []
+        if train_files or self.needs_annotations:
+            self.train = read_annotation_files(train_files, dimensions, "train_files")
+        self.validation = spread(
+            read_annotation_files(validation_files, dimensions, "validation_files"), max_validation
+        )
+        self.test = read_annotation_files(test_files or validation_files, dimensions, "test_files")
+        if self.needs_annotations and batch_size > len(self.train):
+            raise ValueError(f"data.batch_size is {batch_size}, but data.train_files have {len(self.train)} images.")
+        self._position = 0
+
+    @property
+    def dimensions(self) -> list[str]:
+        """Every dimension that occurs."""
+        return sorted({a.dimension for a in (*self.train, *self.validation, *self.test)})
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether every training example comes with a reasoning."""
+        return all(a.reasoning for a in self.train)
+
+    @override
+    def train_dataloader(self) -> DataLoader:
+        stream = AnnotationStream(
+            self.train, batch_size=self.batch_size, seed=self.seed, start=self._position, **self._share()
+        )
+        return DataLoader(stream, batch_size=None)
+
+    @override
+    def val_dataloader(self) -> DataLoader:
+        return self._fixed(self.validation)
+
+    @override
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed(self.test)
+
+    def _fixed(self, annotations: Sequence[Annotation]) -> DataLoader:
+        return DataLoader(
+            FixedAnnotations(annotations, batch_size=self.eval_batch_size, **self._share()), batch_size=None
+        )
+
+    def _share(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {
+            "rank": 0 if trainer is None else trainer.global_rank,
+            "world_size": 1 if trainer is None else trainer.world_size,
+        }
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict["position"]
+
+
+def spread(annotations: list[Annotation], most: int | None) -> list[Annotation]:
+    """At most `most` annotations, evenly spaced over the list, so that every file and dimension keeps its share."""
+    if most is None or most >= len(annotations):
+        return annotations
+    if most < 1:
+        raise ValueError(f"data.max_validation is {most}; it must be at least 1, or null for all.")
+    return [annotations[i * len(annotations) // most] for i in range(most)]

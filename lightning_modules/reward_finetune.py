@@ -1,0 +1,343 @@
+"""A vision-language model becomes a scorer: pointwise with reasoning, or pairwise.
+
+The score is `R = sum_s s p(s)` over the five digits at the position where the answer states it; pointwise training
+minimises `CE(reasoning, digit) + lambda (R - y)^2`, pairwise `-log sigmoid(R_w - R_l)` (arXiv 2606.27608, section 2).
+
+Shapes: N images of a batch, A predictions of the assistant's turn, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
+from typing_extensions import override
+
+from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
+from datamodules.preferences import PreferenceBatch
+from evaluation.agreement import Agreement
+from flow.noise import Stream, keyed_generator
+from lightning_modules.reward_settings import RewardObjective, check_reward_data, check_reward_settings
+from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
+from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_vlm, save_plain
+from rewards.conversation import Answer, Question, training_inputs
+from rewards.losses import pairwise_loss, pointwise_loss
+from rewards.reading import Answers, ReadingSettings, ScoreReader
+from rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
+from rewards.spec import RewardSpec
+from rewards.vlm import DTYPES
+
+#: metrics also averaged over the dimensions
+_AVERAGED = ("srcc", "plcc", "mse", "pairwise_accuracy", "parse_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A batch that was just scored, for callbacks.
+
+    Attributes:
+        examples: the annotations with their images.
+        answers: the model's, in the same order.
+    """
+
+    examples: Sequence[LoadedAnnotation]
+    answers: Answers
+
+
+class RewardFinetune(LightningModule):
+    """Fine-tunes Qwen3-VL or Qwen2.5-VL on human scores or preferences.
+
+    Args:
+        model_path: where to start, a directory that `save_pretrained` of transformers wrote.
+        optimizer: of the trainable weights.
+        lr_scheduler: stepped after every optimizer step; None keeps the rate.
+        rubrics: name or path of a rubric by dimension; None takes the shipped one of every name.
+        objective: what an update minimises.
+        reading: how validation, and by default the exported reward, make and read answers.
+        lora: train an adapter of this kind; None trains all weights.
+        quantization: `nf4` holds the frozen linear layers in 4 bits (QLoRA).
+        dtype: of the weights as loaded; adapters are always float32.
+        train_vision: false leaves the vision tower as it is.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        gradient_clip: largest gradient norm.
+        seed: of adapters, dropout and of which examples are answered without reasoning.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        rubrics: dict[str, str] | None = None,
+        objective: RewardObjective = RewardObjective(),  # noqa: B008  (frozen)
+        reading: ReadingSettings = ReadingSettings(),  # noqa: B008
+        lora: LoraSettings | None = None,
+        quantization: Literal["none", "nf4"] = "none",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        train_vision: bool = True,
+        gradient_checkpointing: bool = False,
+        gradient_clip: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Everything that can be refused is refused here, before a model loads.
+        check_vlm_path(model_path)
+        shipped = {path.stem: path.stem for path in sorted(RUBRIC_DIRECTORY.glob("*.yaml"))}
+        self.rubrics = load_rubrics(shipped if rubrics is None else rubrics)
+        check_reward_settings(objective, reading, lora=lora, quantization=quantization, dtype=dtype)
+        check_optimizer(optimizer, lr_scheduler)
+        check_positive(gradient_clip=gradient_clip)
+        self.model_path = model_path
+        self.make_optimizer = optimizer
+        self.make_scheduler = lr_scheduler
+        self.objective = objective
+        self.reading = reading
+        self.lora = lora
+        self.quantization = quantization
+        self.dtype_name = dtype
+        self.train_vision = train_vision
+        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_clip = gradient_clip
+        self.seed = seed
+        self.model: PreTrainedModel | None = None
+        self.processor: ProcessorMixin | None = None
+        self.agreement = nn.ModuleDict({dimension: Agreement() for dimension in self.rubrics})
+        #: metrics of the last validation, by dimension and name
+        self.validation: dict[str, dict[str, float | None]] = {}
+        self.scored: Scored | None = None
+
+    # ----------------------------------------------------------------- set-up
+
+    @override
+    def setup(self, stage: str) -> None:
+        check_reward_data(self.trainer.datamodule, self.objective, self.rubrics)
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        model, processor = load_vlm(self.model_path, dtype=DTYPES[self.dtype_name], nf4=self.quantization == "nf4")
+        if self.lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
+                add_vlm_lora(model, **vars(self.lora), vision=self.train_vision)
+        else:
+            model.requires_grad_(True)
+            if not self.train_vision:
+                freeze_vision(model)
+        if self.gradient_checkpointing:
+            # Without re-entry, frozen embeddings need no gradient for the layers above them to get theirs.
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.model, self.processor = model, processor
+        self.reader = ScoreReader(model, processor, self.reading)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+    @override
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, self.gradient_clip, gradient_clip_algorithm="norm")
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # pictures go through the processor first
+
+    # ----------------------------------------------------------------- training
+
+    @override
+    def training_step(self, batch: AnnotationBatch | PreferenceBatch, batch_idx: int) -> Tensor:
+        self.model.train()
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        generator = keyed_generator(
+            seed=self.seed, step=number, sample_id=self.global_rank, member=0, stream=Stream.DROPOUT
+        )
+        if self.lora is not None and self.lora.dropout > 0:
+            # torch's global generator is in no checkpoint: a resumed run must drop the same inputs.
+            torch.manual_seed(int(torch.randint(1 << 31, (), generator=generator)))
+        direct = torch.rand(len(batch), generator=generator) < self.objective.direct_share
+        loss, metrics = self.loss(batch, direct.tolist())
+        if not math.isfinite(float(loss.detach())):
+            raise RuntimeError(
+                f"The loss of batch {number} is {float(loss.detach())}. Lower the learning rate, or set "
+                "model.dtype to float32."
+            )
+        size = len(batch)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=size)
+        return loss
+
+    def loss(
+        self, batch: AnnotationBatch | PreferenceBatch, direct: Sequence[bool]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch under the objective.
+
+        Args:
+            batch: scored images or pairs, as the objective wants.
+            direct: for each image or pair, whether its answer is the score alone.
+
+        Returns:
+            (loss, metrics): see `rewards.losses`.
+        """
+        if isinstance(batch, PreferenceBatch):
+            examples, direct = (*batch.chosen, *batch.rejected), [*direct, *direct]
+            digits: list[int | None] = [None] * len(examples)
+        else:
+            examples = batch.examples
+            digits = [nearest_digit(e.annotation.score) for e in examples]
+        answers = [
+            Answer(reasoning="" if skip else e.annotation.reasoning, digit=digit)
+            for e, digit, skip in zip(examples, digits, direct, strict=True)
+        ]
+        inputs = training_inputs(self.processor, self.questions(examples), answers)
+        moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.model_inputs.items()}
+        logits = self.model(**moved, use_cache=False).logits
+        read = (logits, inputs.labels.to(self.device), inputs.digit_index.to(self.device))
+        weight = self.objective.cross_entropy
+        if isinstance(batch, PreferenceBatch):
+            return pairwise_loss(*read, self.reader.digits, cross_entropy=weight)
+        return pointwise_loss(
+            *read,
+            batch.scores.to(self.device),
+            self.reader.digits,
+            cross_entropy=weight,
+            regression=self.objective.regression,
+        )
+
+    def questions(self, examples: Sequence[LoadedAnnotation]) -> list[Question]:
+        """What the model is asked about each image."""
+        return [
+            Question(
+                rubric=self.rubrics[e.annotation.dimension],
+                prompt=e.annotation.prompt,
+                image=e.image,
+                source=e.source,
+            )
+            for e in examples
+        ]
+
+    # ----------------------------------------------------------------- validate and test
+
+    @override
+    def validation_step(self, batch: AnnotationBatch, batch_idx: int) -> None:
+        self._score(batch)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        for metric in self.agreement.values():
+            metric.reset()
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        found = self._agreement("val")
+        if not self.trainer.sanity_checking:
+            self.validation = found
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+        self._rows: list[dict[str, Any]] = []
+
+    @override
+    def test_step(self, batch: AnnotationBatch, batch_idx: int) -> None:
+        scored = self._score(batch)
+        for i, example in enumerate(scored.examples):
+            known, score = example.annotation, float(scored.answers.scores[i])
+            self._rows.append(
+                {
+                    "id": known.id, "dimension": known.dimension, "image": str(known.image), "group": known.group,
+                    "truth": known.score, "score": None if math.isnan(score) else round(score, 6),
+                    "outside_mass": round(float(scored.answers.outside_mass[i]), 6),
+                    "reasoning": scored.answers.reasoning[i], "retried": bool(scored.answers.retried[i]),
+                }
+            )  # fmt: skip
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._agreement("test")
+        if self.trainer.log_dir is not None:
+            rank = self.global_rank
+            name = "test_scores.jsonl" if self.trainer.world_size == 1 else f"test_scores-rank{rank}.jsonl"
+            path = Path(self.trainer.log_dir) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
+
+    def _score(self, batch: AnnotationBatch) -> Scored:
+        answers = self.reader.read(self.questions(batch.examples))
+        known = [e.annotation for e in batch.examples]
+        for dimension in {a.dimension for a in known}:
+            index = [i for i, a in enumerate(known) if a.dimension == dimension]
+            self.agreement[dimension].update(
+                answers.scores[index], batch.scores[index], [known[i].group for i in index]
+            )
+        self.scored = Scored(examples=batch.examples, answers=answers)
+        return self.scored
+
+    def _agreement(self, prefix: str) -> dict[str, dict[str, float | None]]:
+        """Compute and log every metric that is defined; None stands for one that is not."""
+        found: dict[str, dict[str, float | None]] = {}
+        for dimension, metric in self.agreement.items():
+            values = {name: float(value) for name, value in metric.compute().items()}
+            if values["count"]:
+                found[dimension] = {name: None if math.isnan(v) else v for name, v in values.items()}
+        logged = {f"{prefix}/{d}/{n}": v for d, values in found.items() for n, v in values.items() if v is not None}
+        for name in _AVERAGED:
+            values = [metrics[name] for metrics in found.values() if metrics[name] is not None]
+            if values:
+                logged[f"{prefix}/mean/{name}"] = sum(values) / len(values)
+        self.log_dict(logged)
+        return found
+
+    # ----------------------------------------------------------------- checkpoints and export
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self._trainable_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["reward"] = {"validation": self.validation}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
+        self.configure_model()
+        self.validation = checkpoint["reward"]["validation"]
+        missing = self._trainable_names() - checkpoint["state_dict"].keys()
+        if missing:
+            raise ValueError(
+                f"The checkpoint lacks {len(missing)} of the trained weights (such as {min(missing)}): it was made "
+                "with other settings of model.lora or model.train_vision."
+            )
+
+    def _trainable_names(self) -> set[str]:
+        return {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def export(self, path: str | Path) -> None:
+        """Write a directory that plain transformers loads, adapters merged, with `reward.json` beside the weights."""
+        save_plain(self.model, self.processor, path)
+        RewardSpec(
+            rubrics=self.rubrics,
+            reading=self.reading,
+            digit_token_ids=self.reader.digits,
+            validation=self.validation,
+            base=self.model_path,
+        ).write(path)
+
+
+def nearest_digit(score: float) -> int:
+    """The digit that states a score in [1, 5]; halves go up."""
+    return min(5, max(1, math.floor(score + 0.5)))

@@ -1,0 +1,134 @@
+"""A fine-tuned vision-language model as a reward.
+
+Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from models.vision_language import check_vlm_path, load_vlm
+from rewards.base import Reward, Samples
+from rewards.conversation import Question, to_pictures
+from rewards.reading import Answers, ScoreReader
+from rewards.rubrics import Rubric
+from rewards.spec import RewardSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class VLMReward(Reward):
+    """Scores images with an export of `RewardFinetune`.
+
+    In float32 a score depends on its own image, prompt and rubric alone, to 1e-4. In bfloat16, kernels that round
+    differently for other batch sizes can change a greedy token: scores are reproducible for one batch composition only.
+
+    Args:
+        path: the export.
+        dimension: which of its rubrics to judge by.
+        rubric: name or path of the rubric that you expect; refused if the model was trained with another text. None
+            takes the model's own.
+        reasoning: reason before the score, or read it at once (cheap). None here and below: as the export says.
+        max_new_tokens: most tokens of reasoning.
+        batch_size: images scored at a time.
+        max_outside: most probability outside of the digits at the score's position; with more, NaN.
+        cap: apply the rubric's cap.
+        dtype: of the weights.
+        device: where to run; None follows the images.
+
+    Raises:
+        ValueError: not an export, an unknown dimension, or a rubric whose hash differs; before any weights load.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dimension: str,
+        rubric: str | None = None,
+        reasoning: bool | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int | None = None,
+        max_outside: float | None = None,
+        cap: bool | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str | None = None,
+    ) -> None:
+        check_vlm_path(path)
+        spec = RewardSpec.read(path)
+        expected = None if rubric is None else Rubric.load(rubric)
+        self.rubric = spec.rubric(dimension, expected=expected, path=path)
+        given = {
+            "reasoning": reasoning, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+            "max_outside": max_outside, "cap": cap,
+        }  # fmt: skip
+        self.settings = replace(spec.reading, **{name: value for name, value in given.items() if value is not None})
+        self.spec, self.device = spec, device
+        model, processor = load_vlm(path, dtype=DTYPES[dtype])
+        self.reader = ScoreReader(model.requires_grad_(False), processor, self.settings)
+        if self.reader.digits != spec.digit_token_ids:
+            raise ValueError(
+                f"'{path}': the tokenizer gives the digits the ids {self.reader.digits}, the export was made with "
+                f"{spec.digit_token_ids}: model and tokenizer do not belong together."
+            )
+        self._totals = {"count": 0.0, "parsed": 0.0, "retried": 0.0, "outside": 0.0, "read": 0.0}
+
+    @override
+    def score(self, samples: Samples) -> Tensor:
+        """Score a batch; NaN where no score could be read, or the image is not finite."""
+        return self.answers(samples).scores
+
+    def answers(self, samples: Samples) -> Answers:
+        """As `score`, with the reasonings.
+
+        Raises:
+            ValueError: a rubric for edits, and samples without source images.
+        """
+        if self.rubric.task == "edit" and samples.sources is None:
+            raise ValueError(f"The reward '{self.rubric.name}' judges edits, but the samples have no source images.")
+        self.reader.model.to(self.device if self.device is not None else samples.images.device)
+        images = samples.images.detach().cpu()
+        finite = images.flatten(1).isfinite().all(1)
+        pictures = to_pictures(images.nan_to_num())
+        sources = None if samples.sources is None else to_pictures(samples.sources.detach().cpu().nan_to_num())
+        questions = [
+            Question(
+                rubric=self.rubric,
+                prompt=prompt,
+                image=pictures[i],
+                source=None if sources is None else sources[i],
+            )
+            for i, prompt in enumerate(samples.prompts)
+        ]
+        answers = self.reader.read(questions)
+        answers = replace(answers, scores=torch.where(finite, answers.scores, torch.nan))
+        self._count(answers)
+        return answers
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Over everything scored so far: `parse_rate`, `retry_rate` and mean `outside_mass`; empty before that."""
+        totals = self._totals
+        if not totals["count"]:
+            return {}
+        return {
+            "parse_rate": totals["parsed"] / totals["count"],
+            "retry_rate": totals["retried"] / totals["count"],
+            "outside_mass": totals["outside"] / max(totals["read"], 1.0),
+        }
+
+    def _count(self, answers: Answers) -> None:
+        mass = answers.outside_mass
+        found = {
+            "count": len(answers.scores),
+            "parsed": int(answers.parsed.sum()),
+            "retried": int(answers.retried.sum()),
+            "outside": float(mass.nansum()),
+            "read": int((~mass.isnan()).sum()),
+        }
+        for name, value in found.items():
+            self._totals[name] += value
