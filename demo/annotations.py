@@ -171,9 +171,7 @@ def damaged_group(
         kinds = (["mixed"] if before else []) + kinds  # what the base spoilt by itself has no name
         made.append(image)
         judgements.append(judge_damage(kinds, before + added))
-    return Group(
-        name=name, dimension=dimension, prompt=prompt, images=torch.stack(made), judgements=tuple(judgements)
-    )
+    return Group(name=name, dimension=dimension, prompt=prompt, images=torch.stack(made), judgements=tuple(judgements))
 
 
 def write_groups(groups: Iterator[Group], directory: Path, name: str) -> int:

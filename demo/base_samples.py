@@ -84,8 +84,10 @@ def _load(base: Path) -> ImageModel:
 def base_groups(
     base: Path, seed: int, count: int, *, split: Split, members: int, cache_dir: Path | None
 ) -> Iterator[Group]:
-    """Groups of base samples: `count` prompts, judged for alignment and, damaged further, for aesthetics (portraits
-    for their faces), and `count` instructions.
+    """Groups of base samples, for P prompts and P instructions.
+
+    Prompted images are judged for alignment and, some of them damaged further, for aesthetics; portraits for their
+    faces.
 
     Args:
         base: the image model.
