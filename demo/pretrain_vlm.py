@@ -180,14 +180,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="of torch; None leaves its own choice")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the renders")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render")
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # before the first parallel region: denormals made a step 100x slower
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     args.cache.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    pool = load_pool(POOL_SEED + args.seed, args.scenes, args.edits, split="train", cache_dir=args.cache, workers=2)
-    held_out = load_pool(HELD_OUT_SEED, 300, 60, split="validation", cache_dir=args.cache)
+    common = {"cache_dir": args.cache, "workers": args.workers}
+    pool = load_pool(POOL_SEED + args.seed, args.scenes, args.edits, split="train", **common)
+    held_out = load_pool(HELD_OUT_SEED, 300, 60, split="validation", **common)
     print(f"{len(pool.scenes)} renders, {len(pool.edits)} edits, {time.perf_counter() - start:.0f} s", flush=True)
     model, processor = build_vlm(build_vlm_tokenizer(corpus(POOL_SEED, 2000)), seed=args.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens")

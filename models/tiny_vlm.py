@@ -53,6 +53,9 @@ def build_vlm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config).eval()
+    for merger in model.model.visual.deepstack_merger_list:
+        # Intermediate features join the language model once they help: until then they would only be noise.
+        torch.nn.init.zeros_(merger.linear_fc2.weight)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, build_processor(tokenizer, patch_size=PATCH_SIZE)
