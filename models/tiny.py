@@ -57,6 +57,17 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 768) -> Qwen2Toke
         texts: what the model will read.
         vocab_size: at most so many tokens, special ones included.
     """
+    template = "system\nComprehend and analyze the provided prompt. user\n assistant\n picture"
+    return train_bpe([template.lower(), template] + [t.lower() for t in texts], vocab_size=vocab_size)
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Qwen2TokenizerFast:
+    """A byte-level BPE in Qwen's layout, trained on the texts as they are.
+
+    Args:
+        texts: what the model will read.
+        vocab_size: at most so many tokens, special ones included.
+    """
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -66,8 +77,7 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 768) -> Qwen2Toke
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    template = "system\nComprehend and analyze the provided prompt. user\n assistant\n picture"
-    backend.train_from_iterator([template.lower(), template] + [t.lower() for t in texts], trainer)
+    backend.train_from_iterator(texts, trainer)
     state = json.loads(backend.to_str())["model"]
     return Qwen2TokenizerFast(
         vocab=state["vocab"],
@@ -79,9 +89,9 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 768) -> Qwen2Toke
     )
 
 
-def build_processor(tokenizer: Qwen2TokenizerFast) -> Qwen3VLProcessor:
-    """Processor for 32 x 32 pixel images: four image slots of 16 x 16 pixels each."""
-    vision = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+def build_processor(tokenizer: Qwen2TokenizerFast, *, patch_size: int = 8) -> Qwen3VLProcessor:
+    """Processor for 32 x 32 pixel images: image slots of 2 x 2 patches, so four slots by default."""
+    vision = {"patch_size": patch_size, "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32}
     mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
