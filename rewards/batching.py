@@ -107,9 +107,7 @@ class DynamicBatcher:
         """
         self._requests += 1
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        waiting = [
-            _Waiting(sample=s, request=self._requests, since=now, score=loop.create_future()) for s in samples
-        ]
+        waiting = [_Waiting(sample=s, request=self._requests, since=now, score=loop.create_future()) for s in samples]
         for entry in waiting:
             source = entry.sample.source
             key = (reward, tuple(entry.sample.image.shape), None if source is None else tuple(source.shape))

@@ -197,7 +197,7 @@ class GuardedReward(Reward):
         faults: how many samples may fail.
     """
 
-    def __init__(self, reward: Reward, name: str, faults: FaultPolicy = FaultPolicy()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, reward: Reward, name: str, faults: FaultPolicy = FaultPolicy()) -> None:
         self.reward = reward
         self.log = FaultLog(name, faults)
 

@@ -13,7 +13,6 @@ The file names the rewards by class, as a training config does:
 from __future__ import annotations
 
 import ipaddress
-import os
 import sys
 
 import torch
@@ -24,6 +23,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_pa
 from cli_errors import explain_instantiation, explain_parsing
 from rewards.base import Reward
 from rewards.service import ServiceSettings, build_app
+from rewards.wire import read_token
 
 
 def serve(
@@ -63,24 +63,6 @@ def run(app: FastAPI, host: str, port: int) -> None:
     """Run the application with uvicorn until SIGTERM or SIGINT."""
     # Longer than the five seconds that httpx keeps an idle connection: the client should be the one to close it.
     uvicorn.run(app, host=host, port=port, timeout_keep_alive=30, timeout_graceful_shutdown=10, access_log=False)
-
-
-def read_token(variable: str | None) -> str | None:
-    """The token that an environment variable holds; None where no variable is named.
-
-    Raises:
-        ValueError: the variable is not set, or what it holds cannot stand in a header.
-    """
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "")
-    if not token:
-        raise ValueError(
-            f"The environment variable {variable} is not set; token_variable names the one that holds the token."
-        )
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(f"The environment variable {variable} must hold printable ASCII without spaces.")
-    return token
 
 
 def _is_loopback(host: str) -> bool:

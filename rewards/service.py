@@ -1,8 +1,8 @@
 """The scoring service as a web application: who may ask, how much, and what is answered.
 
-    POST /score     a `wire.ScoreRequest` -> a `wire.ScoreResponse`
-    GET  /version   names, versions and rubric hashes of the rewards
-    GET  /health    open to everyone: queue and running batch, 503 if scoring has ended
+POST /score     a `wire.ScoreRequest` -> a `wire.ScoreResponse`
+GET  /version   names, versions and rubric hashes of the rewards
+GET  /health    open to everyone: queue and running batch, 503 if scoring has ended
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import difflib
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 
 from fastapi import FastAPI, HTTPException, Request
@@ -133,6 +133,8 @@ class ScoringService:
             raise HTTPException(400, str(error)) from None
         try:
             scores = await _unless_gone(request, self.batcher.score(message.reward, samples))
+        except HTTPException:
+            raise
         except Exception as error:  # whatever a reward raises: the client must hear of it, and the service go on
             logger.exception("Reward '%s' failed on a batch of %d.", message.reward, len(samples))
             raise HTTPException(
@@ -237,7 +239,7 @@ async def _drain(request: Request) -> None:
                     return
 
 
-async def _unless_gone(request: Request, scoring: asyncio.Future | object) -> list[float]:
+async def _unless_gone(request: Request, scoring: Awaitable[list[float]]) -> list[float]:
     """The scores, unless the client goes first: a client that gave up asks again, and must not be scored twice."""
     task = asyncio.ensure_future(scoring)
     gone = asyncio.ensure_future(_disconnected(request))

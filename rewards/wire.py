@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,24 @@ class Identity:
         digest = getattr(rubric, "hash", None) or getattr(reward, "rubric_hash", None)
         version = getattr(reward, "version", None)
         return cls(version=None if version is None else str(version), rubric_hash=digest)
+
+
+def read_token(variable: str | None) -> str | None:
+    """The token that an environment variable holds; None where no variable is named.
+
+    Raises:
+        ValueError: the variable is not set, or what it holds cannot stand in a header.
+    """
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "")
+    if not token:
+        raise ValueError(
+            f"The environment variable {variable} is not set; token_variable names the one that holds the token."
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"The environment variable {variable} must hold printable ASCII without spaces.")
+    return token
 
 
 def quantise(images: Tensor) -> Tensor:
