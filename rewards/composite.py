@@ -25,7 +25,7 @@ class Part:
     weight: float
     """Its share of the composite."""
     low: float = SCORE_MIN
-    """The score that counts as 1: scores from `low` to `high` are stretched to the whole scale, those beyond clipped."""
+    """The score that counts as 1: scores from `low` to `high` are stretched to the scale, those beyond clipped."""
     high: float = SCORE_MAX
     """The score that counts as 5."""
 
@@ -82,13 +82,12 @@ class CompositeReward(Reward):
             if isinstance(part.reward, AsyncReward)
         }
         try:
-            return {
-                name: (pending[name].result() if name in pending else part.reward.score(samples)).float().cpu()
-                for name, part in self.components.items()
-            }
+            own = {name: part.reward.score(samples) for name, part in self.components.items() if name not in pending}
+            scores = own | {name: future.result() for name, future in pending.items()}
         finally:
             for future in pending.values():
                 future.cancel()
+        return {name: scores[name].float().cpu() for name in self.components}
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The composite of what `parts` returned, float32 (N,), so that logs and score cost one scoring."""
