@@ -57,7 +57,6 @@ class DynamicBatcher:
         self.rewards = rewards
         self.max_batch = max_batch
         self.max_wait_s = max_wait_ms / 1000
-        self.batch_sizes: deque[int] = deque(maxlen=1000)
         self._queues: dict[Key, deque[_Waiting]] = {}
         self._arrived = asyncio.Event()
         self._worker: ThreadPoolExecutor | None = None
@@ -122,7 +121,6 @@ class DynamicBatcher:
     async def _run(self) -> None:
         while True:
             key, batch = await self._next_batch()
-            self.batch_sizes.append(len(batch))
             self._running_since = time.monotonic()
             try:
                 await self._score_batch(key[0], batch)

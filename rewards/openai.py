@@ -24,6 +24,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rewards.base import Samples
+from rewards.conversation import Question, messages
 from rewards.endpoint import Endpoint, EndpointSettings
 from rewards.faults import FaultPolicy, Unparseable
 from rewards.http_reward import Batch, HttpReward
@@ -32,7 +33,7 @@ from rewards.rubrics import Rubric
 from rewards.wire import encode_base64, explain_validation
 
 #: the score line; "Score: 45", "Score: 4.5" and the like are no digit of the scale
-_SCORE_LINE = re.compile(r"(?:^|\s)Score:[ \t]*([1-5])(?!\.?\d)")
+_SCORE_LINE = re.compile(r"(?:^|\s)Score:[ \t]?([1-5])(?!\.?\d)")
 
 
 class _Alternative(BaseModel):
@@ -87,6 +88,7 @@ class OpenAIReward(HttpReward):
         max_tokens: longest answer, reasoning included.
         top_logprobs: alternatives to ask for. Digits that are not among them count as impossible, so few alternatives
             bias a score towards the likely digits; 20 is the most that the protocol allows.
+        max_outside: most probability on none of the digits; with more, the answer counts as unparseable.
         connection: time limits, retries, requests in flight.
         faults: how many samples may fail before the run stops.
 
@@ -103,6 +105,7 @@ class OpenAIReward(HttpReward):
         token_variable: str | None = None,
         max_tokens: int = 512,
         top_logprobs: int = 20,
+        max_outside: float = 0.5,
         connection: EndpointSettings = EndpointSettings(),  # noqa: B008  (frozen)
         faults: FaultPolicy = FaultPolicy(),  # noqa: B008
     ) -> None:
@@ -110,6 +113,8 @@ class OpenAIReward(HttpReward):
             raise ValueError(f"top_logprobs must be from 5, one a digit, to 20; received {top_logprobs}.")
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, received {max_tokens}.")
+        if not 0 < max_outside <= 1:
+            raise ValueError(f"max_outside must be above 0 and at most 1, received {max_outside}.")
         self.rubric = Rubric.load(rubric)
         if rubric_hash is not None and rubric_hash != self.rubric.hash:
             raise ValueError(
@@ -121,6 +126,7 @@ class OpenAIReward(HttpReward):
         self.model = model
         self.max_tokens = max_tokens
         self.top_logprobs = top_logprobs
+        self.max_outside = max_outside
         self._outside: deque[float] = deque(maxlen=100_000)
 
     @override
@@ -146,11 +152,13 @@ class OpenAIReward(HttpReward):
         logprobs = completion.choices[0].logprobs
         if logprobs is None or logprobs.content is None:
             raise self.endpoint.failure(
-                "sent no log-probabilities, and a score is read from them: serve the model with an engine that supports "
-                "`logprobs` and `top_logprobs` (vLLM: --max-logprobs 20)."
+                "sent no log-probabilities, and a score is read from them: serve the model with an engine that "
+                "supports `logprobs` and `top_logprobs` (vLLM: --max-logprobs 20)."
             )
         readout = read_score(logprobs.content)
         self._outside.append(readout.outside_mass)
+        if readout.outside_mass > self.max_outside:
+            raise Unparseable(f"{readout.outside_mass:.0%} of the probability was on none of the digits")
         rubric = self.rubric
         return [apply_cap(readout.score, readout.reasoning, phrase=rubric.cap_phrase, cap=rubric.cap_score)]
 
@@ -164,43 +172,34 @@ class OpenAIReward(HttpReward):
         return super().statistics() | own
 
     def _body(self, batch: Batch, index: int, attempt: int) -> bytes:
-        images = [batch.images[index]]
-        if self.rubric.task == "edit":
-            assert batch.sources is not None, "submit() lets no edit through without its source"
-            images.insert(0, batch.sources[index])
+        source = None if batch.sources is None else batch.sources[index]
+        question = Question(rubric=self.rubric, prompt=batch.prompts[index], image=batch.images[index], source=source)
         body = {
             "model": self.model,
-            "messages": chat(self.rubric, batch.prompts[index], [_data_url(image) for image in images]),
+            "messages": chat(question),
             "max_tokens": self.max_tokens,
             "temperature": 0.0,
-            "seed": attempt,  # engines are not quite deterministic under load; nor need a second try be the first
+            "seed": attempt,
             "logprobs": True,
             "top_logprobs": self.top_logprobs,
         }
         return json.dumps(body).encode()
 
 
-def chat(rubric: Rubric, prompt: str, image_urls: Sequence[str]) -> list[dict[str, Any]]:
-    """The conversation that `VLMReward` has with the same model, with images as URLs.
-
-    Args:
-        rubric: what to judge by.
-        prompt: what the image was made from; for edits, the instruction.
-        image_urls: the image; for edits, the source and then the image.
-    """
-    # The engine's tokenizer takes such marks for control tokens, and a prompt must not end its own turn.
-    prompt = prompt.replace("<|", "< |")
-    images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
-    if rubric.task == "edit":
-        opening = {"type": "text", "text": f"Instruction: {prompt}\nSource image: "}
-        content = [opening, images[0], {"type": "text", "text": "\nEdited image: "}, images[1]]
-    else:
-        content = [{"type": "text", "text": f"Prompt: {prompt}\nImage: "}, images[0]]
-    return [{"role": "system", "content": rubric.system_text}, {"role": "user", "content": content}]
+def chat(question: Question) -> list[dict[str, Any]]:
+    """The conversation that `VLMReward` has with the same model, with images as data URLs."""
+    urls = [f"data:image/png;base64,{encode_base64(image)}" for image in question.images]
+    turns = messages(question)
+    for turn in turns:
+        for i, piece in enumerate(turn["content"]):
+            if piece["type"] == "image":
+                turn["content"][i] = {"type": "image_url", "image_url": {"url": urls.pop(0)}}
+    assert not urls, "a place in the conversation for every image"
+    return turns
 
 
 def read_score(tokens: Sequence[_Token]) -> Readout:
-    """Read the last score line of an answer.
+    """Read the first score line of an answer, as `reading.ScoreReader` does, which stops there.
 
     Args:
         tokens: of the answer, each with the most likely tokens at its place.
@@ -209,13 +208,13 @@ def read_score(tokens: Sequence[_Token]) -> Readout:
         Unparseable: no score line, a digit that is not a token by itself, or no usable probabilities.
     """
     text = "".join(token.token for token in tokens)
-    matches = list(_SCORE_LINE.finditer(text))
-    if not matches:
+    match = _SCORE_LINE.search(text)
+    if match is None:
         raise Unparseable(f"no line 'Score: <1..5>' in the answer, which ends '...{text[-60:]}'")
-    position, start = matches[-1].start(1), 0
+    position, start = match.start(1), 0
     for token in tokens:
         if start + len(token.token) > position:
-            return _expected_value(token, reasoning=text[: matches[-1].start()])
+            return _expected_value(token, reasoning=text[: match.start()])
         start += len(token.token)
     raise AssertionError("a match lies within its text")
 
@@ -235,7 +234,3 @@ def _expected_value(token: _Token, *, reasoning: str) -> Readout:
         raise Unparseable(f"the log-probabilities of the digits are {found}")
     score = sum(value * mass for value, mass in masses.items()) / total
     return Readout(score=score, outside_mass=min(1.0, max(0.0, 1.0 - total)), reasoning=reasoning)
-
-
-def _data_url(image: Tensor) -> str:
-    return f"data:image/png;base64,{encode_base64(image)}"
