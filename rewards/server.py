@@ -20,7 +20,6 @@ import uvicorn
 from fastapi import FastAPI
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
-from cli_errors import explain_instantiation, explain_parsing
 from rewards.base import Reward
 from rewards.service import ServiceSettings, build_app
 from rewards.wire import read_token
@@ -91,6 +90,9 @@ def main(args: list[str] | None = None) -> None:
         settings.pop("config", None)
         serve(**settings)
     except (ArgumentError, ValueError, OSError, ImportError) as error:
+        # Not above: it brings Lightning along, which takes seconds and which a server has no use for.
+        from cli_errors import explain_instantiation, explain_parsing
+
         parsing = isinstance(error, ArgumentError)
         message = explain_parsing(error, known) if parsing else explain_instantiation(error)
         print(f"error: {message or error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +17,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-import torch
-from loopback import QUICK, Corner, closed_port, scores_body, scripted, uint8_samples
+from loopback import QUICK, closed_port, scores_body, scripted, uint8_samples
 
 from rewards.endpoint import EndpointSettings, _retry_after
 from rewards.faults import FaultPolicy, Refused, RewardFailure
@@ -64,8 +64,6 @@ def test_slow() -> None:
 
 def test_an_answer_that_drips_is_as_slow_as_none() -> None:
     """Each packet comes soon after the last, so a limit on the silence between them would never end."""
-    import socket
-
     listener = socket.create_server(("127.0.0.1", 0))
     done = threading.Event()
 
@@ -109,18 +107,22 @@ def test_failures_that_may_pass_are_retried(status: int) -> None:
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_retries_are_bounded_and_the_error_says_what_came(status: int) -> None:
-    with scripted(lambda *_: (status, {}, b'{"detail": "out of memory"}')) as (url, script):
-        with pytest.raises(RewardFailure, match=f"{status} .*out of memory .last of 3 attempts") as caught:
-            remote(url).score(uint8_samples(8))
+    with (
+        scripted(lambda *_: (status, {}, b'{"detail": "out of memory"}')) as (url, script),
+        pytest.raises(RewardFailure, match=f"{status} .*out of memory .last of 3 attempts") as caught,
+    ):
+        remote(url).score(uint8_samples(8))
     assert (caught.value.attempts, caught.value.last_status) == (3, status)
     assert len(script.requests) == 3
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 413, 422])
 def test_failures_that_will_not_pass_end_at_once(status: int) -> None:
-    with scripted(lambda *_: (status, {"location": "/"}, b"no")) as (url, script):
-        with pytest.raises(Refused, match=str(status)) as caught:
-            remote(url, faults=TOLERANT).score(uint8_samples(8))
+    with (
+        scripted(lambda *_: (status, {"location": "/"}, b"no")) as (url, script),
+        pytest.raises(Refused, match=str(status)) as caught,
+    ):
+        remote(url, faults=TOLERANT).score(uint8_samples(8))
     assert (caught.value.url, caught.value.attempts, caught.value.last_status) == (f"{url}/score", 1, status)
     assert len(script.requests) == 1
 
@@ -190,9 +192,11 @@ def test_a_connection_that_ends_before_the_body_does_is_retried() -> None:
     ],
 )
 def test_answers_that_break_the_contract_end_at_once(body: bytes, words: str) -> None:
-    with scripted(lambda *_: (200, {}, body)) as (url, script):
-        with pytest.raises(Refused, match=re.escape(words)) as caught:
-            remote(url, faults=TOLERANT, version="1" if b'"2"' in body else None).score(uint8_samples(2))
+    with (
+        scripted(lambda *_: (200, {}, body)) as (url, script),
+        pytest.raises(Refused, match=re.escape(words)) as caught,
+    ):
+        remote(url, faults=TOLERANT, version="1" if b'"2"' in body else None).score(uint8_samples(2))
     assert caught.value.url == f"{url}/score"
     assert len(script.requests) == 1
 
@@ -224,9 +228,11 @@ def test_nan_by_rule_is_an_answer_where_the_policy_says_so() -> None:
 
 
 def test_nulls_beyond_the_share_stop_the_run_with_the_address() -> None:
-    with scripted(lambda *_: (200, {}, scores_body([None] * 8))) as (url, _):
-        with pytest.raises(RewardFailure, match="8 of the last 8") as caught:
-            remote(url).score(uint8_samples(8))
+    with (
+        scripted(lambda *_: (200, {}, scores_body([None] * 8))) as (url, _),
+        pytest.raises(RewardFailure, match="8 of the last 8") as caught,
+    ):
+        remote(url).score(uint8_samples(8))
     assert (caught.value.url, caught.value.attempts, caught.value.last_status) == (f"{url}/score", 2, 200)
 
 
@@ -347,7 +353,3 @@ def test_a_used_reward_can_be_pickled_and_copied_without_its_token(monkeypatch: 
             assert twin.score(uint8_samples(2)).tolist() == [3.0, 3.0]
     assert {headers["authorization"] for headers in script.headers} == {"Bearer s3cret"}
     assert "s3cret" not in json.dumps(script.requests)
-
-
-def test_corner_is_not_constant() -> None:
-    assert torch.unique(Corner().score(uint8_samples(21))).numel() > 10

@@ -180,7 +180,7 @@ def test_a_wrong_token_is_refused_at_once_whatever_the_size(monkeypatch: pytest.
     noise = Samples(images=torch.rand(2, 3, 700, 700), prompts=["p"] * 2, categories=["c"] * 2)
     with serving({"corner": Corner()}, token="s3cret") as (url, _):
         for samples in (uint8_samples(2), noise):  # a body larger than the sockets' buffers, too
-            with pytest.raises(Refused, match="401 Unauthorized.*TEST_TOKEN") as caught:
+            with pytest.raises(Refused, match=r"401 Unauthorized.*TEST_TOKEN") as caught:
                 RemoteReward(url, "corner", token_variable="TEST_TOKEN", connection=QUICK).score(samples)
             assert (caught.value.attempts, caught.value.last_status) == (1, 401)
             assert "guess" not in str(caught.value)
@@ -189,7 +189,7 @@ def test_a_wrong_token_is_refused_at_once_whatever_the_size(monkeypatch: pytest.
 def test_a_huge_body_is_refused_with_advice() -> None:
     samples = Samples(images=torch.rand(8, 3, 400, 400), prompts=["p"] * 8, categories=["c"] * 8)
     with serving({"corner": Corner()}, max_body_mib=0.5) as (url, _):
-        with pytest.raises(Refused, match="413.*samples_per_request"):
+        with pytest.raises(Refused, match=r"413.*samples_per_request"):
             RemoteReward(url, "corner", connection=QUICK).score(samples)
 
         def endless():  # chunked: no length is announced
@@ -232,7 +232,7 @@ def test_other_bodies_names_and_methods() -> None:
         assert httpx.post(f"{url}/score", content=b"\x80\x04K\x01.").status_code == 400  # a pickle
         assert httpx.post(f"{url}/score", content=json.dumps(message())[:-5]).status_code == 400
         assert httpx.get(f"{url}/score").status_code == 405
-        with pytest.raises(Refused, match="404.*Did you mean 'corner'"):
+        with pytest.raises(Refused, match=r"404.*Did you mean 'corner'"):
             RemoteReward(url, "korner", connection=QUICK).score(uint8_samples(1))
 
 
