@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: network traffic goes on while the trainer computes."""
+"""Rewards that score elsewhere, and the event loop where their requests go on while the trainer computes."""
 
 from __future__ import annotations
 
@@ -46,48 +46,23 @@ class AsyncReward(Reward):
             raise
 
 
-class BackgroundLoop:
-    """Runs coroutines in a daemon thread, which starts with the first one.
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_process = 0
 
-    A copy, pickled or forked, starts a thread of its own.
+
+def run_in_background(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine in the event loop of the process, in a daemon thread that starts with the first one.
+
+    One loop serves every reward: they wait for networks, and hardly compute.
     """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[BackgroundLoop], tuple[()]]:
-        return BackgroundLoop, ()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine in the thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
-
-    def stop(self) -> None:
-        """End the thread; what still runs in it is abandoned. A later `run` starts another."""
-        with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is not None and self._process == os.getpid():
-            loop.call_soon_threadsafe(loop.stop)
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._process != os.getpid():
-                self._loop = asyncio.new_event_loop()
-                self._process = os.getpid()
-                threading.Thread(target=_run_until_stopped, args=(self._loop,), daemon=True, name="rewards").start()
-            return self._loop
+    return asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
 
 
-def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-        pending = asyncio.all_tasks(loop)
-        for task in pending:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_default_executor())
-    finally:
-        loop.close()
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop, _process
+    with _lock:
+        if _loop is None or _process != os.getpid():  # threads do not survive a fork
+            _loop, _process = asyncio.new_event_loop(), os.getpid()
+            threading.Thread(target=_loop.run_forever, daemon=True, name="rewards").start()
+        return _loop

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rewards.background import AsyncReward, BackgroundLoop
+from rewards.background import AsyncReward, run_in_background
 from rewards.base import Samples
 from rewards.endpoint import Endpoint
 from rewards.faults import FaultLog, FaultPolicy, RewardFailure, Unparseable, Unreachable, failing
@@ -73,7 +73,6 @@ class HttpReward(AsyncReward):
         self.endpoint = endpoint
         self.samples_per_request = samples_per_request
         self.log = FaultLog(name, faults)
-        self._background = BackgroundLoop()
 
     @abstractmethod
     async def ask(self, batch: Batch, indices: list[int], attempt: int) -> list[float]:
@@ -96,7 +95,7 @@ class HttpReward(AsyncReward):
     @override
     def submit(self, samples: Samples) -> Future[Tensor]:
         """Begin to score a batch and return at once; see `AsyncReward.submit`."""
-        return self._background.run(self._score(Batch.of(samples)))
+        return run_in_background(self._score(Batch.of(samples)))
 
     @override
     def statistics(self) -> dict[str, float]:
@@ -104,9 +103,8 @@ class HttpReward(AsyncReward):
         return self.log.statistics()
 
     def close(self) -> None:
-        """Close the connections and end the thread; a later batch starts both anew."""
-        self._background.run(self.endpoint.close()).result(timeout=10)
-        self._background.stop()
+        """Close the connections; a later batch opens new ones."""
+        run_in_background(self.endpoint.close()).result(timeout=10)
 
     async def _score(self, batch: Batch) -> Tensor:
         scores = torch.full(batch.finite.shape, torch.nan)
