@@ -7,7 +7,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -64,5 +64,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None or _process != os.getpid():  # threads do not survive a fork
             _loop, _process = asyncio.new_event_loop(), os.getpid()
+            # Images are encoded here, one thread a core: with more, the first request would be ready when the last is.
+            _loop.set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "rewards-encode"))
             threading.Thread(target=_loop.run_forever, daemon=True, name="rewards").start()
         return _loop
