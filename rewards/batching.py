@@ -191,5 +191,5 @@ def _score(name: str, reward: Reward, batch: Sequence[Sample]) -> list[float]:
     )
     scores = reward.score(samples).float().cpu()
     if scores.shape != (len(batch),):
-        raise ValueError(f"Reward '{name}' returned shape {tuple(scores.shape)} for {len(batch)} samples.")
+        raise RuntimeError(f"Reward '{name}' returned shape {tuple(scores.shape)} for {len(batch)} samples.")
     return [score if math.isfinite(score) else math.nan for score in scores.tolist()]

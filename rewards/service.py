@@ -135,6 +135,8 @@ class ScoringService:
             scores = await _unless_gone(request, self.batcher.score(message.reward, samples))
         except HTTPException:
             raise
+        except ValueError as error:  # samples that are none of the reward's, such as edits without a source
+            raise HTTPException(400, f"Reward '{message.reward}' refuses these samples: {error}"[:1000]) from None
         except Exception as error:  # whatever a reward raises: the client must hear of it, and the service go on
             logger.exception("Reward '%s' failed on a batch of %d.", message.reward, len(samples))
             raise HTTPException(

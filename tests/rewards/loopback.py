@@ -48,6 +48,10 @@ class Gated(Reward):
         assert self.gate.wait(30)
         if any("raise" in prompt for prompt in samples.prompts):
             raise RuntimeError("CUDA is on fire")
+        if any("refuse" in prompt for prompt in samples.prompts):
+            raise ValueError("no source images")
+        if any("short" in prompt for prompt in samples.prompts):
+            return torch.ones(len(samples) + 1)
         scores = Corner().score(samples)
         scores[["nan" in prompt for prompt in samples.prompts]] = torch.nan
         return scores

@@ -236,6 +236,22 @@ def test_other_bodies_names_and_methods() -> None:
             RemoteReward(url, "korner", connection=QUICK).score(uint8_samples(1))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "status", "words"),
+    [
+        ("raise", 500, "RuntimeError: CUDA is on fire"),
+        ("short", 500, r"shape \(2,\) for 1 samples"),
+        ("refuse", 400, "refuses these samples: no source images"),
+    ],
+)
+def test_errors_of_a_reward_reach_the_client(prompt: str, status: int, words: str) -> None:
+    with serving({"gated": Gated()}) as (url, _):
+        answer = httpx.post(f"{url}/score", json=message(reward="gated", prompts=[prompt]))
+        assert answer.status_code == status
+        assert re.search(words, answer.json()["detail"])
+        assert httpx.post(f"{url}/score", json=message(reward="gated")).json()["scores"] == [1.0]  # and it goes on
+
+
 def test_damaged_pixels_are_explained() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     buffer = io.BytesIO()
