@@ -60,3 +60,11 @@ class Reward(ABC):
             float32 scores in [1, 5], shape (N,). NaN where a sample could not be scored: the trainer masks it.
             Never a made-up number.
         """
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers about the scoring itself, for the logs: parse rate, latency and the like.
+
+        Returns:
+            Values over the samples scored since the last call, by name; empty if there is nothing to say.
+        """
+        return {}
