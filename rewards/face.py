@@ -93,8 +93,9 @@ class FaceIdentityReward(Reward):
 
     - The source has no face (or there is no source at all): NaN, there is nobody to keep.
     - The source has a face, the output has none: 1.
-    - Several faces: sources are paired with outputs so that the sum of similarities is largest, and the score is the mean
-      over the *source's* faces; one that has no partner counts 1. Further faces in the output cost nothing.
+    - Several faces: sources are paired with outputs so that the sum of similarities is largest, and the score is
+      the mean over the *source's* faces; one that has no partner counts 1. Further faces in the output cost
+      nothing.
 
     A pair's similarity (cosine) becomes a score by a line through (``different``, 1) and (``same``, 5).
 

@@ -49,9 +49,10 @@ class OCRReader(ABC):
 class OCRReward(Reward):
     """How close the text in an image is to the text that its prompt asks for, 1..5.
 
-    ``1 + 4 (1 - d / max(length requested, length read))``, with d the edit distance (Levenshtein) between the two. Both
-    are compared without white space, because readers disagree about word gaps, and in Unicode's compatibility form (NFKC).
-    Text beyond what was asked for costs as much as text that is missing. A prompt that asks for no text scores NaN.
+    ``1 + 4 (1 - d / max(length requested, length read))``, with d the edit distance (Levenshtein) between the two.
+    Both are compared without white space, because readers disagree about word gaps, and in Unicode's compatibility
+    form (NFKC). Text beyond what was asked for costs as much as text that is missing. A prompt that asks for no text
+    scores NaN.
 
     Args:
         reader: reads images.

@@ -32,8 +32,8 @@ class RapidOCRReader(OCRReader):
             from rapidocr_onnxruntime import RapidOCR
         except ImportError as error:
             raise ImportError(
-                "RapidOCRReader needs rapidocr: run `pip install rapidocr-onnxruntime==1.4.4`, or pass another OCRReader. "
-                f"The import said: {error}"
+                "RapidOCRReader needs rapidocr: run `pip install rapidocr-onnxruntime==1.4.4`, or pass another "
+                f"OCRReader. The import said: {error}"
             ) from error
         self.min_side = min_side
         self._engine = RapidOCR(text_score=min_confidence)
