@@ -21,7 +21,8 @@ TextExtractor = Callable[[str], str | None]
 
 # A straight or single quote only opens after, and closes before, something that is no word: "don't" quotes nothing.
 _QUOTED = re.compile(
-    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|‘([^’]+)’(?!\w)|(?<!\w)'([^']+)'(?!\w)"
+    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』"
+    r"|‘((?:[^’]|’(?=\w))+)’(?!\w)|(?<!\w)'((?:[^']|'(?=\w))+)'(?!\w)"
 )
 
 

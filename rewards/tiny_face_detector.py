@@ -34,7 +34,7 @@ class TinyFaceDetector:
     Args:
         directory: where face-api's ``tiny_face_detector_model`` files are.
         input_size: what an image is scaled to, its border included, in pixels; a multiple of 32. Faces of less than
-            about a tenth of it are missed.
+            about an eighth of it are often missed.
         threshold: boxes with a lower score, in (0, 1), are left out.
         border: width of a black border around the image, as a share of its longer side. Without one, faces that the
             image cuts are missed.

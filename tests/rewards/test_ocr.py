@@ -38,6 +38,7 @@ def _samples(prompts: list[str]) -> Samples:
         ("a sign that says “Grand  Opening” today", "Grand  Opening"),
         ("a mug with the word 'coffee' on it", "coffee"),
         ("a shop with ‘Joe’s’ above the door", "Joe’s"),
+        ("a badge with 'it's me' on it", "it's me"),
         ("a banner „Willkommen“, a flag «Bienvenue»", "Willkommen Bienvenue"),
         ("店门上写着「欢迎光临」", "欢迎光临"),
         ("a dog that doesn't bark, and the dogs' bowl", None),
