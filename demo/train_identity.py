@@ -24,10 +24,12 @@ from demo.measure_identity import measure, people, pixels, write_table
 from demo.world import CATEGORIES, keyed_rng, make_scene
 
 SEED = 606
-PEOPLE, PICTURES = 1200, 6
+PEOPLE, PICTURES = 500, 8
 OTHERS_PER_CATEGORY = 250
-BATCH, STEPS = 128, 600
+BATCH, STEPS = 128, 1100
 SCALE, MARGIN = 20.0, 0.3  # ArcFace's s and m (radians)
+MARGIN_RAMP = 0.3  # of the steps, over which the margin grows from 0: all of it from the start hardly trains
+CENTER_SCALE = 0.1  # of the initial centers: directions of short vectors turn faster
 NO_PORTRAIT_SHARE = 0.25  # of a batch, beside it
 
 
@@ -73,11 +75,11 @@ def without_face(others: Tensor, portraits: Tensor, generator: Generator) -> Ten
     return torch.where(kind > 0.9, torch.where(kind > 0.95, noisy, flat), images).clamp(0, 1)
 
 
-def arcface_logits(embeddings_ND: Tensor, centers_PD: Tensor, labels_N: Tensor) -> Tensor:
+def arcface_logits(embeddings_ND: Tensor, centers_PD: Tensor, labels_N: Tensor, margin: float) -> Tensor:
     """ArcFace's logits (N, P): ``s cos(theta + m)`` for an image's own person, ``s cos(theta)`` for all others."""
     cosines = (embeddings_ND @ F.normalize(centers_PD, dim=-1).T).clamp(-1 + 1e-6, 1 - 1e-6)
     own = F.one_hot(labels_N, len(centers_PD)).bool()
-    return SCALE * torch.where(own, torch.cos(torch.acos(cosines) + MARGIN), cosines)
+    return SCALE * torch.where(own, torch.cos(torch.acos(cosines) + margin), cosines)
 
 
 def train(data: TrainingImages, steps: int) -> IdentityNet:
@@ -85,7 +87,7 @@ def train(data: TrainingImages, steps: int) -> IdentityNet:
     torch.manual_seed(SEED)
     generator = Generator().manual_seed(SEED)
     net = IdentityNet().to(memory_format=torch.channels_last)  # twice as fast on a CPU
-    centers = nn.Parameter(torch.randn(int(data.labels.max()) + 1, 64))
+    centers = nn.Parameter(CENTER_SCALE * torch.randn(int(data.labels.max()) + 1, 64))
     optimizer = torch.optim.AdamW([*net.parameters(), centers], lr=4e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     n_others = int(BATCH * NO_PORTRAIT_SHARE)
@@ -97,7 +99,8 @@ def train(data: TrainingImages, steps: int) -> IdentityNet:
         others = without_face(data.others[other_rows].float() / 255, clean[:n_others], generator)
         images = torch.cat([imitate_generator(clean, generator), others])
         embeddings, portrait = net(images.contiguous(memory_format=torch.channels_last))
-        who = F.cross_entropy(arcface_logits(embeddings[:BATCH], centers, data.labels[rows]), data.labels[rows])
+        labels, margin = data.labels[rows], MARGIN * min(1.0, step / (MARGIN_RAMP * steps))
+        who = F.cross_entropy(arcface_logits(embeddings[:BATCH], centers, labels, margin), labels)
         what = F.binary_cross_entropy_with_logits(portrait, is_portrait.float())
         optimizer.zero_grad()
         (who + what).backward()

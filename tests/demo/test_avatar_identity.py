@@ -13,7 +13,7 @@ from demo.edits import EDITABLE, make_edit
 from demo.identity import WEIGHTS, AvatarEmbedder, IdentityNet, edit_once, is_held_out, person, vary
 from demo.measure_identity import people
 from demo.render import details
-from demo.train_identity import MARGIN, SCALE, arcface_logits, without_face
+from demo.train_identity import SCALE, arcface_logits, without_face
 from demo.world import CATEGORIES, Scene, keyed_rng, make_scene, render
 from rewards.base import Samples
 from rewards.face import FaceIdentityReward
@@ -113,12 +113,12 @@ def test_the_loss_is_arcface() -> None:
     generator = torch.Generator().manual_seed(1)
     embeddings = F.normalize(torch.randn(5, 8, generator=generator), dim=-1)
     centers, labels = torch.randn(4, 8, generator=generator), torch.tensor([0, 3, 1, 1, 2])
-    logits = arcface_logits(embeddings, centers, labels).double()
+    logits = arcface_logits(embeddings, centers, labels, 0.3).double()
     for row in range(5):
         for column in range(4):
             a, b = embeddings[row].double().numpy(), centers[column].double().numpy()
             angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-            expected = SCALE * np.cos(angle + (MARGIN if labels[row] == column else 0))
+            expected = SCALE * np.cos(angle + (0.3 if labels[row] == column else 0))
             assert logits[row, column].item() == pytest.approx(expected, abs=1e-3)
 
 
