@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 
 from demo.captions import caption
 from demo.ocr import CardReader, requested_letters
 from demo.world import make_scene, render
-from rewards.base import Samples
+from rewards.base import Reward, Samples
 from rewards.ocr import OCRReward
 
 
@@ -41,3 +42,15 @@ def test_an_empty_card_reads_as_nothing_and_other_prompts_are_masked() -> None:
     scores = OCRReward(CardReader(), extractor=requested_letters).score(samples)
     assert scores[0] == 1
     assert scores[1:].isnan().all()
+
+
+def test_a_config_builds_the_reward() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--reward", type=Reward)
+    config = {
+        "class_path": "rewards.ocr.OCRReward",
+        "init_args": {"reader": {"class_path": "demo.ocr.CardReader"}, "extractor": "demo.ocr.requested_letters"},
+    }
+    reward = parser.instantiate_classes(parser.parse_object({"reward": config})).reward
+    samples, _ = _cards(3)
+    assert reward.score(samples).eq(5).all()

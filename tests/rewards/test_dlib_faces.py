@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 
-from rewards.base import Samples
+from rewards.base import Reward, Samples
 from rewards.dlib_faces import DlibEmbedder
 from rewards.face import FaceIdentityReward
 from rewards.face_api_weights import load_weights
@@ -155,3 +156,17 @@ def test_a_box_decodes_by_the_papers_formula() -> None:
     assert (top + bottom) / 2 == pytest.approx(4 + 1 / (1 + math.exp(0.7)), abs=1e-5)
     assert right - left == pytest.approx(6.041143 * math.exp(0.2), abs=1e-5)
     assert bottom - top == pytest.approx(7.080126 * math.exp(-0.4), abs=1e-5)
+
+
+def test_a_config_builds_the_reward() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--reward", type=Reward)
+    embedder = {"class_path": "rewards.dlib_faces.DlibEmbedder", "init_args": {"directory": str(WEIGHTS)}}
+    config = {
+        "class_path": "rewards.face.FaceIdentityReward",
+        "init_args": {"embedder": embedder, "anchors": {"different": 0.7, "same": 0.9}},
+    }
+    reward = parser.instantiate_classes(parser.parse_object({"reward": config})).reward
+    assert isinstance(reward, FaceIdentityReward)
+    assert reward.anchors.score(0.8) == pytest.approx(3)
+    assert reward.embedder.margin == 1
