@@ -167,7 +167,7 @@ def write_table(numbers: IdentityNumbers, *, seconds: float) -> None:
     lines = [
         "# The avatar embedder, on people it was never trained on",
         "",
-        f"Written by `python -m demo.train_identity` ({seconds:.0f} s of processor time on a busy machine for rendering and training).",
+        f"Written by `python -m demo.train_identity` ({seconds:.0f} s of processor time for rendering and training).",
         f"{PEOPLE} people of the test split, each edited once in every attribute; who a person is, and which people",
         "were kept out of training: `demo/identity.py`. Similarity is the cosine with the unedited portrait.",
         "*Degraded* renders are moved, bent, blurred, recoloured and made noisy at random.",
