@@ -162,6 +162,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
     # A batch's record knows how to move itself: the module's way is the one meant, whatever the data.
     warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
+    # A pass over fixed annotations is streamed, rank by rank, and does know its length.
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     # The frozen encoders are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # Lightning's own use of torch, which its next release changes.

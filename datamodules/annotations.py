@@ -6,14 +6,12 @@ Files are those of `datamodules.annotation_files`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from datamodules.annotation_files import Annotation, AnnotationBatch, read_annotation_files
-from datamodules.stream import batch_indices
+from datamodules.stream import StreamedDataModule, batch_indices
 
 
 class AnnotationStream(IterableDataset):
@@ -88,7 +86,7 @@ def check_share(batch_size: int, world_size: int) -> None:
         )
 
 
-class AnnotationDataModule(LightningDataModule):
+class AnnotationDataModule(StreamedDataModule):
     """Scored images from files, several dimensions mixed, for `fit`, `validate` and `test`.
 
     Args:
@@ -132,7 +130,6 @@ class AnnotationDataModule(LightningDataModule):
         self.test = read_annotation_files(test_files or validation_files, dimensions, "test_files")
         if self.needs_annotations and batch_size > len(self.train):
             raise ValueError(f"data.batch_size is {batch_size}, but data.train_files have {len(self.train)} images.")
-        self._position = 0
 
     @property
     def dimensions(self) -> list[str]:
@@ -147,7 +144,7 @@ class AnnotationDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader:
         stream = AnnotationStream(
-            self.train, batch_size=self.batch_size, seed=self.seed, start=self._position, **self._share()
+            self.train, batch_size=self.batch_size, seed=self.seed, start=self.position, **self._share()
         )
         return DataLoader(stream, batch_size=None)
 
@@ -165,19 +162,7 @@ class AnnotationDataModule(LightningDataModule):
         )
 
     def _share(self) -> dict[str, int]:
-        trainer = self.trainer
-        return {
-            "rank": 0 if trainer is None else trainer.global_rank,
-            "world_size": 1 if trainer is None else trainer.world_size,
-        }
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict["position"]
+        return {"rank": self.rank, "world_size": self.world_size}
 
 
 def spread(annotations: list[Annotation], most: int | None) -> list[Annotation]:

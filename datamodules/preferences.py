@@ -233,5 +233,5 @@ class PreferenceDataModule(AnnotationDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader:
-        stream = PreferenceStream(self.source, batch_size=self.batch_size // 2, start=self._position, **self._share())
+        stream = PreferenceStream(self.source, batch_size=self.batch_size // 2, start=self.position, **self._share())
         return DataLoader(stream, batch_size=None)

@@ -120,6 +120,11 @@ def palette(category: str, attribute: str) -> dict[str, str]:
     return _PALETTES[category, attribute]
 
 
+def details(category: str) -> dict[str, tuple[str, ...]]:
+    """The unnamed details of a category that are drawn at random: renderer option -> its values."""
+    return dict(_DETAILS[category])
+
+
 def draw_options(category: str, attributes: dict[str, str], rng: np.random.Generator) -> dict[str, Any]:
     """Complete renderer options: named attributes, pinned details, drawn details."""
     options: dict[str, Any] = {"seed": f"{rng.integers(2**62):x}"} | _PINNED.get(category, {})

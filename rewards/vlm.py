@@ -109,10 +109,10 @@ class VLMReward(Reward):
         self._count(answers)
         return answers
 
-    @property
+    @override
     def statistics(self) -> dict[str, float]:
-        """Over everything scored so far: `parse_rate`, `retry_rate` and mean `outside_mass`; empty before that."""
-        totals = self._totals
+        """Since the last call: `parse_rate`, `retry_rate` and mean `outside_mass`; empty if nothing was scored."""
+        totals, self._totals = self._totals, dict.fromkeys(self._totals, 0.0)
         if not totals["count"]:
             return {}
         return {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from diffusers import QwenImage21Pipeline
 from lightning.pytorch.cli import LightningCLI
+from toy_vlm import toy_files
 
 import train
 from demo.quality import QualityScore
@@ -16,6 +17,7 @@ from demo.verifiers import Verifier
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 TEACHER = "configs/demo/t2i_teacher.yaml"
+REWARD = "configs/demo/reward.yaml"
 
 
 def command_of(config: str) -> tuple[str, list[str]]:
@@ -44,8 +46,15 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, tmp_path):
     monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded"))
     for name in ("render_scenes", "render_edits"):
         monkeypatch.setattr(f"demo.captioned.{name}", lambda *_a, **_k: pytest.fail("scenes were rendered"))
+    monkeypatch.setattr("models.vision_language.load_vlm", lambda *_a, **_k: pytest.fail("a model loaded"))
     args = [f"--config={path}" for path in stack]
-    train.main([subcommand, *args, f"--model.model_path={tiny_path}", f"--run.dir={tmp_path}"])
+    paths = [f"--model.model_path={tiny_path}"]
+    if REWARD in stack:  # its files are made by a command
+        toy = toy_files()
+        files = [toy["train"]], [toy["validation"]], [toy["validation"]]
+        paths = [f"--model.model_path={toy['model']}", f"--model.rubrics={{'brightness': '{toy['brightness']}'}}"]
+        paths += [f"--data.{n}_files={f}" for n, f in zip(("train", "validation", "test"), files, strict=True)]
+    train.main([subcommand, *args, *paths, f"--run.dir={tmp_path}"])
     assert arrived[0].subcommand == subcommand
     assert (arrived[0].trainer.logger is None) is (subcommand == "predict")  # which measures nothing
     written = [p for p in tmp_path.rglob("*") if p.is_file()]

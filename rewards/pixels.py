@@ -1,0 +1,21 @@
+"""What every reward that looks at pixels needs first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def finite_images(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images to look at, and which of them can be looked at.
+
+    Args:
+        images: (N, 3, H, W), any floating type, any device.
+
+    Returns:
+        images as float32 on the CPU, clamped to [0, 1], non-finite values blanked, shape (N, 3, H, W); and bool
+        (N,), False for an image that had a non-finite value: its score must be NaN.
+    """
+    images = images.detach().to("cpu", torch.float32)
+    finite = images.flatten(1).isfinite().all(dim=1)
+    return images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(0, 1), finite
