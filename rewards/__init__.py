@@ -1,7 +1,8 @@
 """Scorers behind one interface: everything the trainer knows of a reward is `Reward.score`.
 
 Those that need heavy libraries are imported from their own modules: `rewards.vlm.VLMReward`,
-`rewards.remote.RemoteReward`, `rewards.openai.OpenAIReward`, `rewards.face.FaceIdentityReward`, `rewards.ocr.OCRReward`.
+`rewards.remote.RemoteReward`, `rewards.openai.OpenAIReward`, `rewards.face.FaceIdentityReward` and
+`rewards.ocr.OCRReward`.
 """
 
 from rewards.base import Reward, Samples
