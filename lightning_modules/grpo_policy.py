@@ -25,7 +25,7 @@ from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.objectives import NFT, OBJECTIVES, Objective, PolicyGradient, Rollout, micro_batches
 from lightning_modules.phases import PhaseClock
 from lightning_modules.sampling import Sampler, group_rollout
-from lightning_modules.scoring import check_weights, group_statistics, means_by_category, score_all
+from lightning_modules.scoring import check_weights, reward_metrics, score_all
 from lightning_modules.settings import (
     LoraSettings,
     ObjectiveSettings,
@@ -284,19 +284,10 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
     def _log_iteration(
         self, batch: Prompts, scores: Tensor, advantages: Tensor, updates: list[dict[str, Tensor]]
     ) -> None:
-        group = self.rollout_settings.group_size
-        repeated = batch.repeat_interleave(group)
-        groups = torch.tensor(repeated.ids)
-        weighted = (scores * torch.tensor(list(self.reward_weights.values()))).sum(1)
-        values = {"reward/mean": weighted.nanmean().item()}
-        values |= {f"reward/{key}": value for key, value in group_statistics(weighted, groups).items()}
-        for k, name in enumerate(self.rewards):
-            values[f"reward/{name}/mean"] = scores[:, k].nanmean().item()
-            values[f"reward/{name}/masked"] = scores[:, k].isnan().float().mean().item()
-            statistics = group_statistics(scores[:, k], groups)
-            values |= {f"reward/{name}/{key}": value for key, value in statistics.items()}
-        by_category = means_by_category(weighted, repeated.categories)
-        values |= {f"category/{key}": value for key, value in by_category.items()}
+        repeated = batch.repeat_interleave(self.rollout_settings.group_size)
+        values = reward_metrics(
+            self.rewards, self.reward_weights, scores, torch.tensor(repeated.ids), repeated.categories
+        )
         values["advantage/abs_mean"] = advantages.abs().mean().item()
         for key in updates[0]:
             values[f"update/{key}"] = float(torch.stack([u[key].float().cpu() for u in updates]).mean())

@@ -83,3 +83,40 @@ def means_by_category(scores: Tensor, categories: Sequence[str]) -> dict[str, fl
         if values.numel():
             means[category] = values.mean().item()
     return means
+
+
+def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
+    """Mean of raw scores (N, K) under weights (K,), renormalised over those that are not NaN; NaN where none is."""
+    present = weights * ~scores.isnan()
+    return (present * scores.nan_to_num()).sum(1) / present.sum(1)
+
+
+def reward_metrics(
+    rewards: Mapping[str, Reward],
+    weights: Mapping[str, float],
+    scores: Tensor,
+    groups: Tensor,
+    categories: Sequence[str],
+) -> dict[str, float]:
+    """What to log of one iteration's scores.
+
+    Args:
+        rewards: by name, K of them, in the order of the scores' columns.
+        weights: by the same names.
+        scores: raw scores, NaN where masked, shape (N, K).
+        groups: which group each sample is in, int64 (N,).
+        categories: of each sample, length N.
+
+    Returns:
+        `reward/...` over all samples and by reward, with what each reward says of its own scoring, and
+        `category/...`, the weighted mean by category.
+    """
+    weighted = weighted_scores(scores, torch.tensor(list(weights.values())))
+    values = {"reward/mean": weighted.nanmean().item()}
+    values |= {f"reward/{key}": value for key, value in group_statistics(weighted, groups).items()}
+    for k, (name, reward) in enumerate(rewards.items()):
+        column = scores[:, k]
+        found = {"mean": column.nanmean().item(), "masked": column.isnan().float().mean().item()}
+        found |= group_statistics(column, groups) | reward.statistics()
+        values |= {f"reward/{name}/{key}": value for key, value in found.items()}
+    return values | {f"category/{key}": value for key, value in means_by_category(weighted, categories).items()}

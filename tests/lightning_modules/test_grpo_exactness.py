@@ -173,3 +173,35 @@ def test_common_noise_is_shared_in_a_group_and_nowhere_else(policy, common: bool
     assert same is common
     assert bool((levels == levels[:, :1]).all()) is common
     assert not torch.allclose(groups[0], groups[1], atol=1e-2)
+
+
+def test_on_policy_nft_gives_the_gradient_of_a_fresh_old_policy_without_its_forward(policy) -> None:
+    advantages, found, forwards = torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2]), [], []
+    for decay in (0.0, 0.5):  # at the first iteration both old policies are the policy itself
+        module = policy("nft", objective={"old_decay": decay, "nft_steps": 2, "nft_reference_weight": 0.0})
+        rollout, _ = rolled_out(module)
+        assert (module.old is None) == (decay == 0)
+        count, velocity = [0], module.model.velocity
+
+        def counted(*args, _count=count, _velocity=velocity, **kwargs) -> torch.Tensor:
+            _count[0] += 1
+            return _velocity(*args, **kwargs)
+
+        module.model.velocity = counted
+        found.append(gradients(module, rollout, advantages))
+        forwards.append(count[0])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()) + 1e-10)
+    assert forwards == [3, 6]  # 12 pairs in micro-batches of 4
+
+
+def test_the_reference_is_compared_at_the_same_states(policy) -> None:
+    module = policy("nft", objective={"old_decay": 0.0, "nft_reference_weight": 0.1})
+    rollout, _ = rolled_out(module)
+    module.manual_backward = lambda loss: loss.backward()
+    metrics = module.accumulate_gradients(rollout, torch.zeros(6), module._prepare(rollout, 0))
+    assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-10)
+    with torch.no_grad():
+        module.model.transformer.proj_out.weight.mul_(1.1)
+    metrics = module.accumulate_gradients(rollout, torch.zeros(6), module._prepare(rollout, 0))
+    assert float(metrics["kl"]) > 1e-4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow.guidance import Guidance
-from lightning_modules.scoring import check_weights, group_statistics, means_by_category
+from lightning_modules.scoring import check_weights, group_statistics, means_by_category, weighted_scores
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings, check_settings
 from lightning_modules.shadow import ShadowWeights
 from lightning_modules.windows import steps_of_iteration
@@ -111,6 +111,14 @@ def test_statistics_leave_masked_scores_out() -> None:
     assert group_statistics(scores, groups) == pytest.approx({"range": 2.5, "std": (1 + 2**0.5) / 2})
     found = means_by_category(scores, ["a", "a", "b", "c", "c", "c"])
     assert found == pytest.approx({"a": 2.0, "c": 3.0})
+
+
+def test_a_masked_reward_leaves_its_weight_to_the_others() -> None:
+    nan = float("nan")
+    scores = torch.tensor([[4.0, 2.0], [nan, 2.0], [nan, nan]])
+    found = weighted_scores(scores, torch.tensor([0.75, 0.25]))
+    assert found[:2].tolist() == [3.5, 2.0]
+    assert found[2].isnan()
 
 
 def test_window_is_drawn_anew_each_iteration_from_the_high_noise_part() -> None:
