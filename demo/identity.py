@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from demo.edits import apply_edit, is_edit
-from demo.verifiers import ASSETS
+from demo.weights import ASSETS
 from demo.world import Scene, attribute_values
 from rewards.face import Face, FaceEmbedder, SimilarityAnchors
 
