@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.annotations import read_annotations
+from datamodules.annotation_files import read_annotations
 from datamodules.preferences import read_preferences
 from demo import base_samples
 from demo.annotations import DIMENSIONS, render_group, write_groups
