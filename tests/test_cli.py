@@ -175,12 +175,13 @@ OPTIONS = {
     "learning rate": (["--model.optimizer.lr=-1"], "model.optimizer", "-1"),
     "gradient clipping": (["--model.gradient_clip=0"], "model.gradient_clip is 0"),
     "adapter": (["--model.lora={rank: 0}"], "model.lora.rank is 0"),
-    "ignored guidance": (["--model.rollout.cfg=none"], "the scale would be ignored"),
+    "ignored guidance": (["--model.rollout.guidance.scale=2"], "the scale would be ignored"),
     "guidance": (["--model.rollout.guidance.scale=-1"], "guidance scale must be a number from 0 up"),
     "nft with noise": (["--model.rollout.transition=cps"], "nft objective trains on ODE rollouts"),
     "coarse last step": (
         [
             "--config=configs/objective/clipped.yaml",
+            "--config=configs/guidance/rollout_only.yaml",
             "--model.rollout.guidance.low=0",
             "--model.rollout.num_steps=10",
         ],
