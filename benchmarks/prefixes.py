@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +16,9 @@ from torch import Tensor
 from benchmarks.paired import HEADER, compare
 from datamodules.batches import Prompts
 from datamodules.prompts import read_prompts
+from flow.guidance import Guidance
+from flow.rollout import rollout
+from lightning_modules.sampling import guided_velocity
 from models import Conditioning, ImageModel, load_image_model
 
 
@@ -31,10 +33,7 @@ def by_length(conditioning: Conditioning) -> list[list[int]]:
 @torch.no_grad()
 def walk(model: ImageModel, conditioning: Conditioning, noise: Tensor, sigmas: Tensor) -> Tensor:
     """One conditional ODE rollout."""
-    x = noise
-    for sigma, following in pairwise(sigmas):
-        x = x + model.velocity(x, float(sigma), conditioning) * (following - sigma)
-    return x
+    return rollout(guided_velocity(model, conditioning, None, Guidance(scale=1.0)), noise, sigmas).latents
 
 
 def rollouts(model: ImageModel, prompts: Prompts, group: int, rounds: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,45 +111,18 @@ def read_edits(path: str, image_size: int) -> EditTable:
 
 
 class EditPairDataModule(PromptDataModule):
-    """Edit files for `fit`, `validate`, `test` and `predict`.
+    """Edit files for `fit`, `validate`, `test` and `predict`; the other settings are those of `PromptDataModule`.
 
     Args:
-        train_file: edits to train on.
-        validation_file: fixed edits that are sampled with fixed noise as training goes on.
-        test_file: held-out edits for `test` and `predict`.
         image_size: of the model, in pixels; sources are scaled to it.
-        prompts_per_step: edits of one iteration, over all ranks.
-        eval_batch_size: edits sampled at a time in `validate`, `test` and `predict`.
-        max_validation: use at most so many validation edits, always the same; None for all.
-        max_test: the same for test edits.
-        seed: of the order of training edits.
+        **settings: see `PromptDataModule`, whose prompts are edits here.
     """
 
-    def __init__(
-        self,
-        train_file: str,
-        validation_file: str,
-        test_file: str,
-        image_size: int,
-        prompts_per_step: int = 8,
-        eval_batch_size: int = 64,
-        max_validation: int | None = None,
-        max_test: int | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, image_size: int, **settings: Any) -> None:
         if image_size < 1:
             raise ValueError(f"data.image_size is {image_size}; it must be the model's image size in pixels.")
         self.image_size = image_size
-        super().__init__(
-            train_file,
-            validation_file,
-            test_file,
-            prompts_per_step=prompts_per_step,
-            eval_batch_size=eval_batch_size,
-            max_validation=max_validation,
-            max_test=max_test,
-            seed=seed,
-        )
+        super().__init__(**settings)
 
     @override
     def read(self, path: str) -> PromptTable:

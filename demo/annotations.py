@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -34,6 +34,7 @@ from torch import Tensor
 from demo.captions import caption
 from demo.cases import alignment_case, edit_case
 from demo.damage import FACE, GRADES, PICTURE, damage
+from demo.edits import EditPair
 from demo.judgements import DAMAGE, Judgement, judge_alignment, judge_damage, judge_edit
 from demo.world import SPLITS, Split, keyed_rng, make_scene, render
 from models.images import from_uint8, to_uint8
@@ -111,23 +112,45 @@ def _edits(seed: int, index: int, split: Split, members: int) -> Group:
     for row, outcome in enumerate(outcomes):
         if DAMAGE in outcome.broken:
             images[row], _ = damage(images[row], PICTURE, int(rng.integers(2, GRADES + 1)), rng)
+    return edit_group(
+        index,
+        pair,
+        images,
+        [outcome.scene.attributes for outcome in outcomes],
+        [outcome.broken for outcome in outcomes],
+        source=render_tensor(pair.source)[0],
+    )
+
+
+def edit_group(
+    index: int,
+    pair: EditPair,
+    images: Tensor,
+    shown: Sequence[Mapping[str, str]],
+    broken: Sequence[Sequence[str]],
+    *,
+    source: Tensor,
+) -> Group:
+    """Results of one edit, judged against its instruction and its source.
+
+    Args:
+        index: of the group.
+        pair: the edit.
+        images: its results, (G, 3, H, W).
+        shown: attributes of each result.
+        broken: what else is wrong with each, see `judge_edit`.
+        source: (3, H, W).
+    """
     return Group(
         name=f"instruction_following-{index}",
         dimension="instruction_following",
         prompt=pair.instruction,
         images=images,
         judgements=tuple(
-            judge_edit(
-                pair.attribute,
-                pair.value,
-                pair.source.attributes,
-                outcome.scene.attributes,
-                category=pair.category,
-                broken=outcome.broken,
-            )
-            for outcome in outcomes
+            judge_edit(pair.attribute, pair.value, pair.source.attributes, after, category=pair.category, broken=flaws)
+            for after, flaws in zip(shown, broken, strict=True)
         ),
-        source=render_tensor(pair.source)[0],
+        source=source,
     )
 
 

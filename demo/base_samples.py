@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import Prompts
-from demo.annotations import Group, damaged_group, render_tensor
+from demo.annotations import Group, damaged_group, edit_group, render_tensor
+from demo.cache import cached_arrays
 from demo.captions import caption, parse
 from demo.edits import EditPair, make_edit
-from demo.judgements import DAMAGE, judge_alignment, judge_edit
+from demo.judgements import DAMAGE, judge_alignment
 from demo.quality import QualityScore
 from demo.verifiers import Verifier
 from demo.world import SPLITS, Split, keyed_rng, make_scene
@@ -61,19 +62,13 @@ def sample(
         sources = b"" if prompts.sources is None else prompts.sources.numpy().tobytes()
         weights.update(repr((prompts.ids, prompts.texts, members, seed, STEPS, GUIDANCE)).encode() + sources)
         path = cache_dir / f"base-samples-{weights.hexdigest()}.npz"
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            pixels = stored["images"]
-    else:
+
+    def draw() -> dict[str, np.ndarray]:
         model = _load(base)
         sampler = Sampler(sigmas=model.sigmas(STEPS), guidance=GUIDANCE, size=(32, 32), seed=seed)
-        pixels = to_uint8(sampler.images(model, prompts, members=members, batch_size=batch_size))
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".tmp.npz")
-            np.savez(partial, images=pixels)
-            partial.replace(path)
-    return from_uint8(pixels).unflatten(0, (len(prompts), members))
+        return {"images": to_uint8(sampler.images(model, prompts, members=members, batch_size=batch_size))}
+
+    return from_uint8(cached_arrays(path, draw)["images"]).unflatten(0, (len(prompts), members))
 
 
 @cache
@@ -147,24 +142,8 @@ def _edited(
     for index, (pair, images) in enumerate(zip(pairs, samples, strict=True)):
         shown = annotator.predict(images, [pair.category] * members)
         sound = quality(images) >= _SOUND
-        yield Group(
-            name=f"instruction_following-{index}",
-            dimension="instruction_following",
-            prompt=pair.instruction,
-            images=images,
-            judgements=tuple(
-                judge_edit(
-                    pair.attribute,
-                    pair.value,
-                    pair.source.attributes,
-                    attributes,
-                    category=pair.category,
-                    broken=() if whole else (DAMAGE,),
-                )
-                for attributes, whole in zip(shown, sound.tolist(), strict=True)
-            ),
-            source=prompts.sources[index],
-        )
+        broken = [() if whole else (DAMAGE,) for whole in sound.tolist()]
+        yield edit_group(index, pair, images, shown, broken, source=prompts.sources[index])
 
 
 def _key(index: int, stream: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from demo.cache import cached_arrays
 from demo.captions import caption
 from demo.edits import make_edit
 from demo.world import WORLD_VERSION, Split, make_scene, render
@@ -127,9 +128,12 @@ def _cached(
     if cache_dir is not None:
         name = hashlib.blake2b(repr((WORLD_VERSION, *key, indices)).encode(), digest_size=12).hexdigest()
         path = Path(cache_dir) / f"{key[0]}-{name}.npz"
-        if path.exists():
-            with np.load(path) as stored:
-                return {field: stored[field] for field in fields}
+    return cached_arrays(path, partial(_columns, make, indices, workers, fields))
+
+
+def _columns(
+    make: Callable[[int], tuple], indices: Sequence[int], workers: int, fields: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     if workers > 0:
         # Spawned, not forked: the caller may hold threads (torch) that do not survive a fork.
         context = multiprocessing.get_context("spawn")
@@ -137,10 +141,4 @@ def _cached(
             rows = list(pool.map(make, indices, chunksize=64))
     else:
         rows = [make(index) for index in indices]
-    data = {field: np.array(column) for field, column in zip(fields, zip(*rows, strict=True), strict=True)}
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_suffix(f".{multiprocessing.current_process().pid}.tmp.npz")
-        np.savez(partial_path, **data)
-        partial_path.replace(path)  # a reader never sees half a file
-    return data
+    return {field: np.array(column) for field, column in zip(fields, zip(*rows, strict=True), strict=True)}

@@ -14,6 +14,7 @@ from demo.quality import QualityScore
 from demo.verifiers import Verifier
 from demo.weights import VerifierName
 from rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
+from rewards.pixels import finite_images
 
 Measure = Literal["probability", "accuracy"]
 
@@ -35,7 +36,7 @@ class AttributeReward(Reward):
 
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where the prompt is none of the demo world's, or the image is not finite."""
-        images, finite = _finite(samples.images)
+        images, finite = finite_images(samples.images)
         share = getattr(self.verifier.check(images, samples.prompts), self.measure)
         return torch.where(finite, _to_scale(share), torch.nan)
 
@@ -53,17 +54,10 @@ class QualityReward(Reward):
     @torch.no_grad()
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where the image is not finite."""
-        images, finite = _finite(samples.images)
-        return torch.where(finite, self.quality(images.clamp(0, 1)), torch.nan)
+        images, finite = finite_images(samples.images)
+        return torch.where(finite, self.quality(images), torch.nan)
 
 
 def _to_scale(share: Tensor) -> Tensor:
     """[0, 1] to the scale of rewards."""
     return SCORE_MIN + (SCORE_MAX - SCORE_MIN) * share
-
-
-def _finite(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images as float32 on the CPU with non-finite values blanked, and which images had none of these."""
-    images = images.detach().to("cpu", torch.float32)
-    finite = images.flatten(1).isfinite().all(dim=1)
-    return images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), finite

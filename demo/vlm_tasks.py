@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from demo.cache import cached_arrays
 from demo.captions import caption, parse
 from demo.cases import alter, edit_case
 from demo.damage import FACE, GRADES, PICTURE, damage
@@ -122,15 +123,12 @@ def _edit_pool(seed: int, count: int, split: Split, cache_dir: Path | None) -> l
     cases = [edit_case(seed, index, split=split, members=3) for index in range(count)]
     key = hashlib.blake2b(repr((WORLD_VERSION, seed, count, split)).encode(), digest_size=12).hexdigest()
     path = None if cache_dir is None else cache_dir / f"edit-outcomes-{key}.npz"
-    if path is not None and path.exists():
-        with np.load(path) as stored:
-            pixels = stored["images"]
-    else:
+
+    def draw() -> dict[str, np.ndarray]:
         rendered = [np.stack([render(s) for s in (pair.source, *(o.scene for o in made))]) for pair, made in cases]
-        pixels = np.stack(rendered)
-        if path is not None:
-            np.savez(path.with_suffix(".tmp.npz"), images=pixels)
-            path.with_suffix(".tmp.npz").replace(path)
+        return {"images": np.stack(rendered)}
+
+    pixels = cached_arrays(path, draw)["images"]
     return [
         EditExample(pair=pair, source=row[0], result=row[1 + i], attributes=made.scene.attributes, broken=made.broken)
         for (pair, outcomes), row in zip(cases, pixels, strict=True)

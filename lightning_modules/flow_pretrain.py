@@ -6,10 +6,8 @@ Shapes: N samples, S latent tokens, C latent channels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -19,12 +17,13 @@ from datamodules.batches import Captioned
 from flow.noise import Stream, batch_noise, keyed_generator
 from flow.objectives import velocity_matching_loss
 from flow.schedule import noise_latents
+from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.settings import check_optimizer, check_positive
 from models import ImageModel, load_image_model
 from models.loading import peek_grid
 
 
-class FlowPretrain(LightningModule):
+class FlowPretrain(ScheduledOptimizer):
     """Regresses the velocity v = eps - x_0 at a random noise level; captions are dropped at random for guidance.
 
     Args:
@@ -81,18 +80,6 @@ class FlowPretrain(LightningModule):
         self.model.transformer.requires_grad_(True)
         if self.train_text_encoder:
             self.model.text_encoder.requires_grad_(True)
-
-    @override
-    def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.make_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    @override
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        self.clip_gradients(optimizer, self.gradient_clip, gradient_clip_algorithm="norm")
 
     @override
     def transfer_batch_to_device(self, batch: Captioned, device: torch.device, dataloader_idx: int) -> Captioned:

@@ -22,7 +22,7 @@ from datamodules.batches import Prompts
 from flow.advantages import group_advantages
 from flow.rollout import Trajectory
 from lightning_modules.evaluation_steps import EvaluationSteps
-from lightning_modules.objectives import NFT, OBJECTIVES, Objective, PolicyGradient, Rollout, micro_batches
+from lightning_modules.objectives import OBJECTIVES, Objective, Rollout, micro_batches
 from lightning_modules.phases import PhaseClock
 from lightning_modules.sampling import Sampler, group_rollout
 from lightning_modules.scoring import check_weights, reward_metrics, score_all
@@ -125,8 +125,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
             self.rollout_settings, self.objective_settings
         )
         self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None
-        needs_reference = isinstance(self.objective, NFT) and self.objective_settings.nft_reference_weight > 0
-        self.reference = ShadowWeights(model.transformer) if needs_reference else None
+        self.reference = ShadowWeights(model.transformer) if self.objective.uses_reference else None
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -149,7 +148,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         """Images of every group, and what the updates need of how they came about."""
         settings = self.rollout_settings
         steps: tuple[int, ...] = ()
-        if isinstance(self.objective, PolicyGradient):
+        if self.objective.uses_window:
             steps = steps_of_iteration(settings.window, settings.num_steps, iteration=self.iteration, seed=self.seed)
         with self.clock.phase("rollout"), torch.no_grad():
             with nullcontext() if self.old is None else self.old.applied():
@@ -236,7 +235,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
             prepared = self.objective.prepare(self.model, rollout, update)
         if self.reference is not None:
             with self.reference.applied():
-                prepared["velocity_reference"] = self.objective.velocities(self.model, rollout, prepared)
+                prepared |= self.objective.prepare_reference(self.model, rollout, prepared)
         return prepared
 
     def accumulate_gradients(

@@ -85,8 +85,12 @@ class Objective(ABC):
         settings: of the objective.
     """
 
-    #: weights that must be applied for the rollout and `prepare`: the policy's own, or the old policy's
+    #: whether rollout and `prepare` see the old policy's weights rather than the policy's own
     uses_old_policy = False
+    #: whether `prepare_reference` needs the weights from before training
+    uses_reference = False
+    #: whether the rollout is stochastic at the steps of a window
+    uses_window = False
 
     def __init__(self, rollout_settings: RolloutSettings, settings: ObjectiveSettings) -> None:
         self.rollout_settings = rollout_settings
@@ -99,6 +103,10 @@ class Objective(ABC):
     @abstractmethod
     def prepare(self, model: ImageModel, rollout: Rollout, update: int) -> dict[str, Tensor]:
         """What the weights before the update give, as (K, N, ...) tensors by name, computed without gradient."""
+
+    def prepare_reference(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the reference weights, applied now, add to `prepared`."""
+        return {}
 
     @abstractmethod
     def loss(
@@ -119,6 +127,8 @@ class PolicyGradient(Objective):
     The old log-probability is that of the stored next state under the same velocity as the new one, in micro-batches
     of the same shape: the ratio is exactly 1 at the first update, whatever guidance drew the states.
     """
+
+    uses_window = True
 
     def steps_a_sample(self, rollout: Rollout) -> int:
         """See `Objective.steps_a_sample`."""
@@ -209,6 +219,7 @@ class NFT(Objective):
     def __init__(self, rollout_settings: RolloutSettings, settings: ObjectiveSettings) -> None:
         super().__init__(rollout_settings, settings)
         self.uses_old_policy = settings.updates > 1 or settings.old_decay > 0
+        self.uses_reference = settings.nft_reference_weight > 0
 
     def steps_a_sample(self, rollout: Rollout) -> int:
         """See `Objective.steps_a_sample`."""
@@ -244,11 +255,15 @@ class NFT(Objective):
         sigma, x_t = self.draws(rollout, update)
         prepared = {"sigma": sigma, "x_t": x_t}
         if self.uses_old_policy:
-            prepared["velocity_old"] = self.velocities(model, rollout, prepared)
+            prepared["velocity_old"] = self._velocities(model, rollout, prepared)
         return prepared
 
+    def prepare_reference(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Objective.prepare_reference`: the velocity at the states that are prepared."""
+        return {"velocity_reference": self._velocities(model, rollout, prepared)}
+
     @torch.no_grad()
-    def velocities(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> Tensor:
+    def _velocities(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> Tensor:
         """Velocity (K, N, S, C) of the weights applied now at the prepared states."""
         samples, steps = len(rollout.conditioning), self.settings.nft_steps
         made = [

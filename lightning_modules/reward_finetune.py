@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
@@ -26,6 +25,7 @@ from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
 from datamodules.preferences import PreferenceBatch
 from evaluation.agreement import Agreement
 from flow.noise import Stream, keyed_generator
+from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.reward_settings import RewardObjective, check_reward_data, check_reward_settings
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
 from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_vlm, save_plain
@@ -53,7 +53,7 @@ class Scored:
     answers: Answers
 
 
-class RewardFinetune(LightningModule):
+class RewardFinetune(ScheduledOptimizer):
     """Fine-tunes Qwen3-VL or Qwen2.5-VL on human scores or preferences.
 
     Args:
@@ -139,20 +139,6 @@ class RewardFinetune(LightningModule):
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.model, self.processor = model, processor
         self.reader = ScoreReader(model, processor, self.reading)
-
-    @override
-    def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
-        if self.make_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
-
-    @override
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        self.clip_gradients(optimizer, self.gradient_clip, gradient_clip_algorithm="norm")
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rewards import Reward, Samples
+from rewards.composite import weighted_mean
 
 
 def check_weights(rewards: Mapping[str, Reward], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -85,12 +86,6 @@ def means_by_category(scores: Tensor, categories: Sequence[str]) -> dict[str, fl
     return means
 
 
-def weighted_scores(scores: Tensor, weights: Tensor) -> Tensor:
-    """Mean of raw scores (N, K) under weights (K,), renormalised over those that are not NaN; NaN where none is."""
-    present = weights * ~scores.isnan()
-    return (present * scores.nan_to_num()).sum(1) / present.sum(1)
-
-
 def reward_metrics(
     rewards: Mapping[str, Reward],
     weights: Mapping[str, float],
@@ -111,7 +106,7 @@ def reward_metrics(
         `reward/...` over all samples and by reward, with what each reward says of its own scoring, and
         `category/...`, the weighted mean by category.
     """
-    weighted = weighted_scores(scores, torch.tensor(list(weights.values())))
+    weighted = weighted_mean(scores, torch.tensor(list(weights.values())))
     values = {"reward/mean": weighted.nanmean().item()}
     values |= {f"reward/{key}": value for key, value in group_statistics(weighted, groups).items()}
     for k, (name, reward) in enumerate(rewards.items()):

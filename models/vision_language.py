@@ -135,10 +135,9 @@ def plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights by the names that the model has without adapters and without quantisation."""
     adapters = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     state = {
-        re.sub(r"\.base_layer\.", ".", name): tensor.detach()
+        name.replace(".base_layer.", "."): tensor.detach()
         for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
-        and not re.search(r"\.weight\.(absmax|quant_map|nested_|quant_state|bitsandbytes)", name)
+        if ".lora_" not in name and not _QUANTISATION_STATE.search(name)
     }
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     for name, module in model.named_modules():

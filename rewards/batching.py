@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, Samples
-from rewards.wire import dequantise
+from rewards.pixels import dequantise
 
 #: what a batch has in common: reward, shape of the images, shape of the sources
 Key = tuple[str, tuple[int, ...], tuple[int, ...] | None]

@@ -1,6 +1,6 @@
 """Several rewards as one, each with its weight and scale.
 
-Shapes: N samples.
+Shapes: N samples, K parts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ class Part:
         """Raw scores (N,), stretched from [low, high] to [1, 5]; NaN stays."""
         share = (scores - self.low) / (self.high - self.low)
         return SCORE_MIN + (SCORE_MAX - SCORE_MIN) * share.clamp(0, 1)
+
+
+def weighted_mean(scores: Tensor, weights: Tensor) -> Tensor:
+    """Mean of scores (N, K) under weights (K,), renormalised over those that are not NaN; NaN where none weighs."""
+    present = weights * ~scores.isnan()
+    # 0/0, where nothing is left, is the NaN that it should be
+    return (present * scores.nan_to_num()).sum(1) / present.sum(1)
 
 
 class CompositeReward(Reward):
@@ -91,10 +98,8 @@ class CompositeReward(Reward):
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The composite of what `parts` returned, float32 (N,), so that logs and score cost one scoring."""
-        scores = torch.stack([part.scaled(parts[name]) for name, part in self.components.items()])
-        weights = torch.tensor([part.weight for part in self.components.values()])[:, None] * ~scores.isnan()
-        # 0/0, where no part is left, is the NaN that it should be
-        return (weights * scores.nan_to_num()).sum(0) / weights.sum(0)
+        scores = torch.stack([part.scaled(parts[name]) for name, part in self.components.items()], dim=1)
+        return weighted_mean(scores, torch.tensor([part.weight for part in self.components.values()]))
 
     @override
     def statistics(self) -> dict[str, float]:

@@ -190,15 +190,6 @@ def _turn(processor: ProcessorMixin, answer: Answer) -> tuple[list[int], list[in
     return [*ids, digit], [*labels, digit, tokenizer.eos_token_id], index
 
 
-def to_pictures(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the 8-bit pictures that a file would hold, and that annotators saw.
-
-    Args:
-        images: float, any shape.
-    """
-    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-
-
 def _plain(text: str) -> str:
     """The text with nothing in it that the tokenizer takes for a control token: a prompt must not end its turn."""
     return text.replace("<|", "< |")

@@ -19,7 +19,7 @@ from rewards.background import AsyncReward, run_in_background
 from rewards.base import Samples
 from rewards.endpoint import Endpoint
 from rewards.faults import FaultLog, FaultPolicy, RewardFailure, Unparseable, Unreachable, failing
-from rewards.wire import quantise
+from rewards.pixels import finite_images, quantise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,16 @@ class Batch:
     @classmethod
     def of(cls, samples: Samples) -> Batch:
         """Quantise samples; nothing of the result shares memory with them."""
-        finite = samples.images.isfinite().flatten(1).all(1).cpu()
+        images, finite = finite_images(samples.images)
+        sources = None
         if samples.sources is not None:
-            finite &= samples.sources.isfinite().flatten(1).all(1).cpu()
+            sources, finite_sources = finite_images(samples.sources)
+            finite &= finite_sources
         return cls(
-            images=quantise(samples.images.nan_to_num()),
+            images=quantise(images),
             prompts=list(samples.prompts),
             categories=list(samples.categories),
-            sources=None if samples.sources is None else quantise(samples.sources.nan_to_num()),
+            sources=None if sources is None else quantise(sources),
             finite=finite,
         )
 

@@ -19,3 +19,16 @@ def finite_images(images: Tensor) -> tuple[Tensor, Tensor]:
     images = images.detach().to("cpu", torch.float32)
     finite = images.flatten(1).isfinite().all(dim=1)
     return images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(0, 1), finite
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Float images in [0, 1], shape (N, 3, H, W), to uint8 on the CPU; outside the range they are clipped.
+
+    Not-a-number has no 8-bit value: the caller keeps such images out.
+    """
+    return (images.detach().to(torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def dequantise(images: Tensor) -> Tensor:
+    """Uint8 images to float32 in [0, 1]: undoes `quantise` exactly for images that have 8 bits to begin with."""
+    return images.to(torch.float32) / 255

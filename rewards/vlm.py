@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from models.vision_language import check_vlm_path, load_vlm
 from rewards.base import Reward, Samples
-from rewards.conversation import Question, to_pictures
+from rewards.conversation import Question
+from rewards.pixels import finite_images, quantise
 from rewards.reading import Answers, ScoreReader
 from rewards.rubrics import Rubric
 from rewards.spec import RewardSpec
@@ -91,10 +92,9 @@ class VLMReward(Reward):
         if self.rubric.task == "edit" and samples.sources is None:
             raise ValueError(f"The reward '{self.rubric.name}' judges edits, but the samples have no source images.")
         self.reader.model.to(self.device if self.device is not None else samples.images.device)
-        images = samples.images.detach().cpu()
-        finite = images.flatten(1).isfinite().all(1)
-        pictures = to_pictures(images.nan_to_num())
-        sources = None if samples.sources is None else to_pictures(samples.sources.detach().cpu().nan_to_num())
+        images, finite = finite_images(samples.images)
+        pictures = quantise(images)
+        sources = None if samples.sources is None else quantise(finite_images(samples.sources)[0])
         questions = [
             Question(
                 rubric=self.rubric,

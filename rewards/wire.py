@@ -124,19 +124,6 @@ def read_token(variable: str | None) -> str | None:
     return token
 
 
-def quantise(images: Tensor) -> Tensor:
-    """Float images in [0, 1], shape (N, 3, H, W), to uint8 on the CPU; outside the range they are clipped.
-
-    Not-a-number has no 8-bit value: the caller keeps such images out.
-    """
-    return (images.detach().to(torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-
-
-def dequantise(images: Tensor) -> Tensor:
-    """Uint8 images to float32 in [0, 1]: undoes `quantise` exactly for images that have 8 bits to begin with."""
-    return images.to(torch.float32) / 255
-
-
 def encode_png(image: Tensor) -> bytes:
     """PNG of one uint8 image, shape (3, H, W). Fast rather than small: it crosses a local network once."""
     buffer = io.BytesIO()

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from flow.guidance import Guidance
-from lightning_modules.scoring import check_weights, group_statistics, means_by_category, weighted_scores
+from lightning_modules.scoring import check_weights, group_statistics, means_by_category
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings, check_settings
 from lightning_modules.shadow import ShadowWeights
 from lightning_modules.windows import steps_of_iteration
+from rewards.composite import weighted_mean
 
 
 def test_blend_follows_the_closed_form() -> None:
@@ -116,7 +117,7 @@ def test_statistics_leave_masked_scores_out() -> None:
 def test_a_masked_reward_leaves_its_weight_to_the_others() -> None:
     nan = float("nan")
     scores = torch.tensor([[4.0, 2.0], [nan, 2.0], [nan, nan]])
-    found = weighted_scores(scores, torch.tensor([0.75, 0.25]))
+    found = weighted_mean(scores, torch.tensor([0.75, 0.25]))
     assert found[:2].tolist() == [3.5, 2.0]
     assert found[2].isnan()
 

@@ -16,9 +16,9 @@ from rewards.conversation import (
     Question,
     encode_questions,
     messages,
-    to_pictures,
     training_inputs,
 )
+from rewards.pixels import quantise
 from rewards.rubrics import Rubric
 
 
@@ -28,13 +28,13 @@ def loaded():
 
 
 def question(prompt: str = "a square", seed: int = 0, edit: bool = False) -> Question:
-    image = to_pictures(grey(0.3, seed))
+    image = quantise(grey(0.3, seed))
     if edit:
         return Question(
             rubric=Rubric.from_dict(CHANGE_RUBRIC, where="test"),
             prompt=prompt,
             image=image,
-            source=to_pictures(grey(0.6, seed)),
+            source=quantise(grey(0.6, seed)),
         )
     return Question(rubric=rubric(), prompt=prompt, image=image)
 
@@ -123,4 +123,4 @@ def test_padding_changes_no_logit() -> None:
 
 def test_edit_without_a_source_is_refused() -> None:
     with pytest.raises(ValueError, match="'change' judges edits, but no source image"):
-        Question(rubric=Rubric.from_dict(CHANGE_RUBRIC, where="test"), prompt="x", image=to_pictures(grey(0.5, 0)))
+        Question(rubric=Rubric.from_dict(CHANGE_RUBRIC, where="test"), prompt="x", image=quantise(grey(0.5, 0)))

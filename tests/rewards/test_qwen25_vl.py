@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 from lightning_modules.reward_settings import RewardObjective
 from lightning_modules.settings import LoraSettings
 from models.vision_language import load_vlm
-from rewards.conversation import Question, to_pictures
+from rewards.conversation import Question
+from rewards.pixels import quantise
 from rewards.reading import ReadingSettings, ScoreReader
 
 
@@ -55,7 +56,7 @@ def path(tmp_path_factory) -> str:
 def test_batches_and_plain_generation_agree(path: str) -> None:
     model, processor = load_vlm(path)
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
-    pictures = [to_pictures(grey(0.2 * i, i)) for i in range(4)]
+    pictures = [quantise(grey(0.2 * i, i)) for i in range(4)]
     asked = [Question(rubric=rubric(), prompt="a square" + " of grey" * i, image=p) for i, p in enumerate(pictures)]
     for reasoning in (True, False):
         reader = ScoreReader(model, processor, ReadingSettings(reasoning=reasoning, max_new_tokens=6, max_outside=1.0))

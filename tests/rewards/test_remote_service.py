@@ -19,8 +19,9 @@ from PIL import Image
 
 from rewards import Samples
 from rewards.faults import FaultPolicy, Refused, RewardFailure
+from rewards.pixels import dequantise, quantise
 from rewards.remote import RemoteReward
-from rewards.wire import decode_images, dequantise, encode_base64, quantise
+from rewards.wire import decode_images, encode_base64
 
 
 def png_base64(mode: str = "RGB", size: tuple[int, int] = (2, 2)) -> str:

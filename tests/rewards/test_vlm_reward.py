@@ -11,7 +11,8 @@ import torch
 from toy_vlm import BRIGHTNESS_RUBRIC, CHANGE_RUBRIC, WORDS, grey, rubric, toy_data, toy_files, trained, write_rubric
 
 from rewards import Samples
-from rewards.conversation import Question, encode_questions, to_pictures
+from rewards.conversation import Question, encode_questions
+from rewards.pixels import quantise
 from rewards.reading import ReadingSettings, ScoreReader, shared_prefix
 from rewards.readout import SCORE_TEMPLATE, expected_score
 from rewards.vlm import VLMReward
@@ -83,7 +84,7 @@ def test_batch_of_one_and_of_thirty_two_give_the_same_scores(reasoning: bool) ->
     settings = ReadingSettings(reasoning=reasoning, max_new_tokens=8, max_outside=1.0)
     reader = ScoreReader(module.model, module.processor, settings)
     whole = samples(32)
-    pictures = to_pictures(whole.images)
+    pictures = quantise(whole.images)
     asked = [Question(rubric=rubric(), prompt=p, image=i) for p, i in zip(whole.prompts, pictures, strict=True)]
     together = reader.read(asked)
     alone = [reader.read([question]) for question in asked]
@@ -109,7 +110,7 @@ def test_score_equals_plain_transformers_on_the_same_text() -> None:
     whole = samples(3)
     answers = reward().answers(whole)
     for i in range(3):
-        asked = Question(rubric=rubric(), prompt=whole.prompts[i], image=to_pictures(whole.images[i]))
+        asked = Question(rubric=rubric(), prompt=whole.prompts[i], image=quantise(whole.images[i]))
         encoded = encode_questions(processor, [asked])
         ids = torch.tensor(encoded.input_ids)
         inputs = {**encoded.images, "mm_token_type_ids": (ids == processor.image_token_id).long()}
@@ -128,7 +129,7 @@ def test_score_equals_plain_transformers_on_the_same_text() -> None:
 
 
 def test_answer_without_a_score_line_is_read_after_the_template() -> None:
-    question = Question(rubric=rubric(), prompt="a square", image=to_pictures(grey(0.5, 0)))
+    question = Question(rubric=rubric(), prompt="a square", image=quantise(grey(0.5, 0)))
     answers = forced("light").read([question, question])
     assert answers.retried.all()
     assert answers.reasoning == ("light", "light")
@@ -146,7 +147,7 @@ def test_answer_without_a_score_line_is_read_after_the_template() -> None:
 
 def test_belief_outside_of_the_digits_gives_no_score() -> None:
     module = trained()[0]
-    question = Question(rubric=rubric(), prompt="a square", image=to_pictures(grey(0.5, 0)))
+    question = Question(rubric=rubric(), prompt="a square", image=quantise(grey(0.5, 0)))
     mass = float(module.reader.read([question]).outside_mass[0])
     strict = ReadingSettings(max_new_tokens=8, max_outside=mass * 0.99)
     answers = ScoreReader(module.model, module.processor, strict).read([question])
@@ -156,7 +157,7 @@ def test_belief_outside_of_the_digits_gives_no_score() -> None:
 
 def test_cap_is_applied_to_the_stated_failure_and_can_be_switched_off() -> None:
     capped = rubric(text="How bright is it? light is capped.", cap_phrase="light", cap_score=2)
-    question = Question(rubric=capped, prompt="a square", image=to_pictures(grey(0.95, 0)))
+    question = Question(rubric=capped, prompt="a square", image=quantise(grey(0.95, 0)))
     answers = forced("light\nScore: 5").read([question])
     assert answers.reasoning == ("light",)
     assert float(answers.scores[0]) == 2.0
