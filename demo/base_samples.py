@@ -32,7 +32,7 @@ from models import ImageModel, load_image_model
 from models.images import from_uint8, to_uint8
 
 #: how the base is sampled: as the demo's training rolls out
-STEPS, GUIDANCE = 8, Guidance(scale=2.5, low=0.6)
+STEPS, GUIDANCE = 5, Guidance(scale=1.0)
 #: an edit whose result has less quality than this is damaged
 _SOUND = 3.0
 _STREAM = 29
