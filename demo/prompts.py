@@ -10,7 +10,7 @@ from demo.captions import caption
 from demo.world import CATEGORIES, SPLITS, make_scene
 
 PROMPT_SEED = 2026
-COUNTS = {"train": 2000, "validation": 100, "test": 500}
+COUNTS = {"train": 2000, "validation": 100, "test": 1000}
 DIRECTORY = Path(__file__).parent / "prompts"
 
 
