@@ -80,7 +80,8 @@ def judge_edit(
 ) -> Judgement:
     """Compare an edit's result with its instruction and its source.
 
-    Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The rest:
+    The reasoning lists every attribute before and after, then the verdict: who writes it down compares words, not
+    pictures. Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The rest:
     every other attribute that changed, and what is broken besides. Undone scores 1; half 3, or 2 if anything else
     changed; done 5, 4 or 3 as nothing, one thing or more changed, a lost identity counting for two.
 
@@ -99,8 +100,13 @@ def judge_edit(
     changed += [name for name in (IDENTITY, DAMAGE) if name in broken]
     weight = sum(_WEIGHTS.get(name, 1) for name in changed)
     score = {DONE: 5 - min(weight, 2), HALF: 3 - min(weight, 1), UNDONE: 1}[core]
+    seen = [
+        f"{say('', a.name)}: {say(a.name, before.get(a.name, 'none'))} {say(a.name, after.get(a.name, 'none'))}"
+        for a in ATTRIBUTES[category]
+    ]
     rest = " and ".join(say("", name) for name in changed) or "nothing"
-    return Judgement(score=score, reasoning=f"{say('', attribute)} {asked}: {shown} {core}, changed {rest}")
+    verdict = f"{say('', attribute)} {say(attribute, asked)} {core}, changed {rest}"
+    return Judgement(score=score, reasoning=", ".join((*seen, verdict)))
 
 
 def judge_damage(kinds: Sequence[str], grade: int) -> Judgement:

@@ -169,6 +169,7 @@ def main() -> None:
     """Parse the command line, train, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--init", type=Path, default=None, help="a model of this command to go on from, in its layout")
     parser.add_argument("--scenes", type=int, default=12000, help="renders of the training split, besides cards")
     parser.add_argument("--edits", type=int, default=2500, help="edits of the training split, three results each")
     parser.add_argument("--seeing-steps", type=int, default=1200, help="of the vision tower alone")
@@ -191,10 +192,14 @@ def main() -> None:
     pool = load_pool(POOL_SEED + args.seed, args.scenes, args.edits, split="train", **common)
     held_out = load_pool(HELD_OUT_SEED, 300, 60, split="validation", **common)
     print(f"{len(pool.scenes)} renders, {len(pool.edits)} edits, {time.perf_counter() - start:.0f} s", flush=True)
-    model, processor = build_vlm(build_vlm_tokenizer(corpus(POOL_SEED, 2000)), seed=args.seed)
+    if args.init is None:
+        model, processor = build_vlm(build_vlm_tokenizer(corpus(POOL_SEED, 2000)), seed=args.seed)
+    else:
+        model = Qwen3VLForConditionalGeneration.from_pretrained(args.init)
+        processor = Qwen3VLProcessor.from_pretrained(args.init)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens")
     checkpoint = args.output / "checkpoint.pt"
-    if not checkpoint.exists() and args.seeing_steps:
+    if not checkpoint.exists() and args.seeing_steps and args.init is None:
         settings = {"steps": args.seeing_steps, "batch": args.seeing_batch, "lr": args.seeing_lr, "seed": args.seed}
         teach_seeing(model, processor, pool, held_out, **settings)
         _keep(checkpoint, 0, args.steps, model)

@@ -2,7 +2,7 @@
 
 - describe: list every attribute, so that one picture serves many labels;
 - check: what a prompt asks for, what the picture shows, whether they agree;
-- compare: what an edit should have changed, and what it changed;
+- compare: every attribute before and after an edit, what it should have changed and what it changed;
 - damage: name the damage of a picture or a face, and how strong it is.
 
 No score occurs: that is left to fine-tuning. A batch is a pure function of (seed, step).
@@ -216,10 +216,10 @@ def name_damage(pool: Pool, count: int, rng: np.random.Generator) -> list[Exampl
 Task = Callable[[Pool, int, np.random.Generator], list[Example]]
 #: each task with its examples a step
 TASKS: dict[str, tuple[Task, int]] = {
-    "describe": (describe, 12),
-    "check": (check, 16),
-    "compare": (compare, 12),
-    "damage": (name_damage, 8),
+    "describe": (describe, 8),
+    "check": (check, 12),
+    "compare": (compare, 20),
+    "damage": (name_damage, 12),
 }
 
 

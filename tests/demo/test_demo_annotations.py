@@ -20,6 +20,7 @@ from demo.damage import FACE, PICTURE, damage
 from demo.degrade import CORRUPTIONS
 from demo.edits import make_edit
 from demo.judgements import judge_alignment, judge_damage, judge_edit
+from demo.vocabulary import ATTRIBUTES
 from demo.world import make_scene, render, split_of
 from models.images import from_uint8
 from rewards.rubrics import Rubric
@@ -104,9 +105,14 @@ def test_outcomes_of_an_edit_are_judged_as_what_they_are() -> None:
                 broken=made.broken,
             )
             scores[name].add(told.score)
-            core = told.reasoning.split(",")[0].split()[-1]
+            *seen, verdict, _ = told.reasoning.split(", ")
+            core = verdict.split()[-1]
             wanted = {"half": "half", "half_more": "half", "undone": "undone", "wrong": "undone"}.get(name, "done")
             assert core == wanted
+            assert len(seen) == len(ATTRIBUTES[pair.category])
+            shown = made.scene.attributes.get(pair.attribute, "none").replace("_", " ")
+            before = pair.source.attributes.get(pair.attribute, "none").replace("_", " ")
+            assert f"{pair.attribute.replace('_', ' ')}: {before} {shown}" in seen
             assert told.reasoning.endswith("changed nothing") == (name in ("right", "half", "undone"))
     expected = {"right": 5, "more": 4, "damaged": 4, "identity": 3, "half": 3, "half_more": 2, "undone": 1, "wrong": 1}
     assert scores == {name: {score} for name, score in expected.items()}
