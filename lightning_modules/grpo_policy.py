@@ -32,10 +32,10 @@ from lightning_modules.settings import (
     RolloutSettings,
     check_optimizer,
     check_positive,
-    check_settings,
 )
-from lightning_modules.shadow import ShadowWeights
-from lightning_modules.windows import check_window, steps_of_iteration
+from lightning_modules.settings_checks import check_settings
+from lightning_modules.shadow import ShadowWeights, reference_weights
+from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
 from models.loading import peek_sigmas
@@ -79,8 +79,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         self.automatic_optimization = False
         # Everything that can be refused is refused here, before a model loads.
         sigmas = peek_sigmas(model_path, max(rollout.num_steps, 1), image_size=(image_size, image_size))
-        check_settings(rollout, objective, last_sigma=float(sigmas[-2]))
-        check_window(rollout, objective)
+        check_settings(rollout, objective, sigmas.tolist(), lora)
         check_optimizer(optimizer)
         check_positive(gradient_clip=gradient_clip, test_members=test_members)
         self.model_path = model_path
@@ -125,7 +124,9 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
             self.rollout_settings, self.objective_settings
         )
         self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None
-        self.reference = ShadowWeights(model.transformer) if self.objective.uses_reference else None
+        self.reference = None
+        if self.objective.uses_reference:
+            self.reference = reference_weights(model.transformer, adapter=self.lora is not None)
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -221,10 +222,10 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
     def _update(self, rollout: Rollout, advantages: Tensor) -> list[dict[str, Tensor]]:
         """All optimizer steps of one rollout; the metrics of each."""
         metrics = []
-        prepared = [self._prepare(rollout, update) for update in range(self.objective_settings.updates)]
-        for update in range(self.objective_settings.updates):
-            # A policy gradient prepares once, before its first update: the old values serve them all.
-            metrics.append(self.update_once(rollout, advantages, prepared[update] or prepared[0]))
+        updates = self.objective_settings.updates
+        prepared = [self._prepare(rollout, u) for u in range(updates if self.objective.prepares_each_update else 1)]
+        for update in range(updates):
+            metrics.append(self.update_once(rollout, advantages, prepared[min(update, len(prepared) - 1)]))
         if self.old is not None:
             growth = self.objective_settings.old_decay_growth * (self.iteration + 1)
             self.old.blend(min(growth, self.objective_settings.old_decay))
