@@ -17,8 +17,9 @@ BATCH = Prompts(
     categories=("portrait", "plant"),
 )
 LORA = LoraSettings(rank=4, alpha=8)
-ADVANTAGES = torch.linspace(-1, 1, 6)
-SIZES = (1, 4, 64)  # pairs a micro-batch, of 12
+SMALL = {"group_size": 2, "num_steps": 3}
+ADVANTAGES = torch.linspace(-1, 1, 4)
+SIZES = (1, 3, 64)  # pairs a micro-batch, of 8
 
 #: guarded with cps is refused (docs/settings_refused.md)
 GRADIENTS = [(kind, t) for kind in ("clipped", "guarded") for t in ("flow_sde", "cps", "dance")]
@@ -49,12 +50,14 @@ def cut(module: GRPOPolicy, size: int) -> None:
 @pytest.mark.parametrize(("kind", "transition"), GRADIENTS)
 def test_policy_gradient(policy, kind, transition, dtype, lora) -> None:
     noise = {"noise_level": 0.3} if transition == "dance" else {}
-    module = made(policy(kind, rollout={"transition": transition} | noise, objective={"updates": 2}, lora=lora), dtype)
-    rollout, _ = module._roll_out(BATCH)
+    module = made(
+        policy(kind, rollout=SMALL | {"transition": transition} | noise, objective={"updates": 2}, lora=lora), dtype
+    )
+    rollout, _ = module.roll_out(BATCH)
     for size in SIZES:
         cut(module, size)
-        prepared = module._prepare(rollout, 0)
-        assert prepared["log_prob"].shape == (2, 6)
+        prepared = module.prepare(rollout, 0)
+        assert prepared["log_prob"].shape == (2, 4)
         metrics = module.accumulate_gradients(rollout, ADVANTAGES, prepared)
         assert float(metrics["ratio_deviation_max"]) == 0.0, size
         assert float(metrics["clip_fraction"]) == 0.0, size
@@ -64,21 +67,23 @@ def test_policy_gradient(policy, kind, transition, dtype, lora) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_nft_starts_at_its_old_policy(policy, dtype, lora) -> None:
     """NFT has no ratio; what must be 0 is the distance to the old policy's velocity."""
-    module = policy("nft", objective={"nft_steps": 2, "nft_reference_weight": 0.0}, lora=lora)
+    module = policy("nft", rollout=SMALL, objective={"nft_steps": 2, "nft_reference_weight": 0.0}, lora=lora)
     module = made(module, dtype)
     if module.old is not None:  # the adapter was moved after the copy was made
         module.old.blend(0.0)
-    rollout, _ = module._roll_out(BATCH)
+    rollout, _ = module.roll_out(BATCH)
     for size in SIZES:
         cut(module, size)
-        metrics = module.accumulate_gradients(rollout, ADVANTAGES, module._prepare(rollout, 0))
+        metrics = module.accumulate_gradients(rollout, ADVANTAGES, module.prepare(rollout, 0))
         assert float(metrics["old_deviation"]) == 0.0, size
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_guidance_in_both(policy, lora) -> None:
     """Guided on both sides of the ratio, it is 1 just as well."""
-    module = made(policy("clipped", rollout={"cfg": "both"}, objective={"updates": 2}, lora=lora), torch.float32)
-    rollout, _ = module._roll_out(BATCH)
-    metrics = module.accumulate_gradients(rollout, ADVANTAGES, module._prepare(rollout, 0))
+    module = made(
+        policy("clipped", rollout=SMALL | {"cfg": "both"}, objective={"updates": 2}, lora=lora), torch.float32
+    )
+    rollout, _ = module.roll_out(BATCH)
+    metrics = module.accumulate_gradients(rollout, ADVANTAGES, module.prepare(rollout, 0))
     assert float(metrics["ratio_deviation_max"]) == 0.0
