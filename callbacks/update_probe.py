@@ -68,7 +68,9 @@ class UpdateProbe(Callback):
             return
         values = {"before": probe.before.nanmean(), "after": probe.after.nanmean()}
         values |= {"slope": probe.slope, "error": probe.error}
-        pl_module.log_dict({f"probe/{name}": float(value) for name, value in values.items()}, batch_size=1)
+        # Not by `log_dict`, which would write the last values again at every iteration without a probe.
+        for logger in trainer.loggers:
+            logger.log_metrics({f"probe/{name}": float(value) for name, value in values.items()}, step=iteration)
         # Ranks must agree, or one would stop alone: remote rewards may answer them differently.
         down = trainer.strategy.reduce_boolean_decision(probe.not_uphill, all=True)
         self.downhill = self.downhill + 1 if down else 0
@@ -86,7 +88,7 @@ class UpdateProbe(Callback):
         if trainer.is_global_zero:
             _log.warning(message)
             if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.add_text("probe/alert", message, trainer.global_step)
+                trainer.logger.experiment.add_text("probe/alert", message, iteration)
         if self.stop:
             trainer.should_stop = True
 

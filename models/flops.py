@@ -29,7 +29,7 @@ class Flops:
         return Flops(forward=self.forward + other.forward, backward=self.backward + other.backward)
 
 
-def projections(module: nn.Module, rows: int) -> Flops:
+def projections(module: nn.Module, rows: int, *, input_gradient: bool = True) -> Flops:
     """All linear layers in a module, each applied to `rows` rows; an adapter's two factors are layers like any.
 
     The gradient of the inputs costs what the forward does, that of a weight as much again where it is trained.
@@ -37,12 +37,13 @@ def projections(module: nn.Module, rows: int) -> Flops:
     Args:
         module: with `nn.Linear` inside, or one itself.
         rows: N times the tokens that go through it.
+        input_gradient: whether the inputs need a gradient; what embeds data does not.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     # Not numel of the weight: quantised weights are packed.
     size = {layer: 2 * layer.in_features * layer.out_features * rows for layer in layers}
     trained = sum(size[layer] for layer in layers if layer.weight.requires_grad)
-    return Flops(forward=sum(size.values()), backward=sum(size.values()) + trained)
+    return Flops(forward=sum(size.values()), backward=trained + (sum(size.values()) if input_gradient else 0))
 
 
 def attention(channels: int, layers: int, pairs: int) -> Flops:

@@ -241,15 +241,10 @@ class QwenImage21(ImageModel):
             return_dict=False,
         )[0]
         if self.on_flops is not None:
-            target, source = math.prod(shapes[-1]), sum(math.prod(shape) for shape in shapes[:-1])
+            target = math.prod(shapes[-1])
+            source = hidden.shape[1] - target
             flops = forward_flops(
-                self.transformer,
-                samples=samples,
-                text=text.shape[1],
-                prefix=text.shape[1] - source // TOKENS_A_SLOT + source,
-                images=hidden.shape[1],
-                target=target,
-                cached=mode == "cached",
+                self.transformer, samples=samples, slots=slots.tolist(), source=source, target=target, mode=mode
             )
             # An extraction's output is thrown away: gradients come back through the keys it left.
             self.count_flops(flops, cache.layer_caches[-1].k if mode == "extract" else output)

@@ -98,7 +98,8 @@ def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) ->
     assert {
         "reward/mean", "reward/range", "reward/std", "category/portrait", "category/plant", "update/ratio_mean",
         "update/clip_fraction", "update/gradient_norm", "time/rollout_s", "time/reward_s", "time/update_s",
-        "time/images_per_s", "time/tflops", "time/update_tflops", "time/utilisation", "val/brightness/mean", "val/brightness/plant",
+        "time/images_per_s", "time/tflops", "time/update_tflops", "time/utilisation", "val/brightness/mean",
+        "val/brightness/plant",
     } <= scalars  # fmt: skip
     assert {"samples/portrait", "samples/plant"} <= set(events.Tags()["images"])
     assert len(events.Images("samples/plant")) == 2

@@ -133,7 +133,7 @@ def test_the_policy_checks_before_a_model_loads(policy, monkeypatch) -> None:
 def test_every_refusal_is_in_the_docs() -> None:
     """By the setting that its message names first."""
     text = (Path(__file__).parents[2] / "docs" / "settings_refused.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`([a-z_.]+)", text))
+    documented = set(re.findall(r"`(?:rollout\.|objective\.)?([a-z_.]+)", text))
     for rollout, objective, _ in REFUSED:
         with pytest.raises(ValueError) as error:
             check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import QwenImage21
@@ -18,7 +19,8 @@ def counted(model: QwenImage21, work) -> tuple[float, float]:
     ours: list[float] = []
     model.on_flops = ours.append
     try:
-        with FlopCounterMode(display=False) as counter:
+        # Attention as plain matrix products: the counter does not know the CPU's fused kernel.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             work()
     finally:
         model.on_flops = None
@@ -39,7 +41,7 @@ def test_joint_cached_and_padded_forwards(tiny_model, edit: bool) -> None:
             ("extract and padded", both, latents),
         ):
             ours, theirs = counted(tiny_model, lambda c=conditioning, x=x: tiny_model.velocity(x, 0.5, c))
-            assert ours == pytest.approx(theirs, rel=0.03), name
+            assert ours == pytest.approx(theirs, rel=0.01), name
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -52,7 +54,7 @@ def test_forward_and_backward(lora: bool) -> None:
     latents = torch.randn(16, 16, 32)
 
     ours, theirs = counted(model, lambda: model.velocity(latents, 0.5, conditioning).square().mean().backward())
-    assert ours == pytest.approx(theirs, rel=0.05)
+    assert ours == pytest.approx(theirs, rel=0.03)
 
 
 def test_nothing_is_counted_where_nobody_listens(tiny_model) -> None:
