@@ -10,6 +10,7 @@ import torch
 from datamodules.batches import Prompts
 from lightning_modules import GRPOPolicy
 from lightning_modules.settings import LoraSettings
+from lightning_modules.shadow import ShadowWeights
 
 BATCH = Prompts(
     ids=(11, 12),
@@ -17,7 +18,7 @@ BATCH = Prompts(
     categories=("portrait", "plant"),
 )
 LORA = LoraSettings(rank=4, alpha=8)
-SMALL = {"group_size": 2, "num_steps": 3}
+SMALL = {"group_size": 2}
 ADVANTAGES = torch.linspace(-1, 1, 4)
 SIZES = (1, 3, 64)  # pairs a micro-batch, of 8
 
@@ -69,8 +70,7 @@ def test_nft_starts_at_its_old_policy(policy, dtype, lora) -> None:
     """NFT has no ratio; what must be 0 is the distance to the old policy's velocity."""
     module = policy("nft", rollout=SMALL, objective={"nft_steps": 2, "nft_reference_weight": 0.0}, lora=lora)
     module = made(module, dtype)
-    if module.old is not None:  # the adapter was moved after the copy was made
-        module.old.blend(0.0)
+    module.old = ShadowWeights(module.model.transformer)  # anew: dtype and adapter were changed after the first copy
     rollout, _ = module.roll_out(BATCH)
     for size in SIZES:
         cut(module, size)
