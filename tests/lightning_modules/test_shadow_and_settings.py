@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_modules.scoring import check_weights, group_statistics, means_by_category
+from lightning_modules.hooks import weights_by_task
+from lightning_modules.reward_metrics import group_statistics, means_by_label
 from lightning_modules.settings import WindowSettings
 from lightning_modules.shadow import ShadowWeights
 from lightning_modules.windows import steps_of_iteration
@@ -64,14 +65,14 @@ def test_state_of_other_parameters_is_refused() -> None:
 )
 def test_weights_are_checked(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_weights({"aesthetic": None, "quality": None}, weights)
+        weights_by_task(["aesthetic", "quality"], weights)
 
 
 def test_statistics_leave_masked_scores_out() -> None:
     scores = torch.tensor([1.0, 3.0, float("nan"), 2.0, 2.0, 5.0])
     groups = torch.tensor([7, 7, 7, 9, 9, 9])
     assert group_statistics(scores, groups) == pytest.approx({"range": 2.5, "std": (1 + 2**0.5) / 2})
-    found = means_by_category(scores, ["a", "a", "b", "c", "c", "c"])
+    found = means_by_label(scores, ["a", "a", "b", "c", "c", "c"])
     assert found == pytest.approx({"a": 2.0, "c": 3.0})
 
 
