@@ -8,6 +8,7 @@ from callbacks.progress import PhaseProgressBar
 from callbacks.sample_grids import SampleGrids
 from callbacks.scored_examples import ScoredExamples
 from callbacks.tensorboard_layout import TensorBoardLayout
+from callbacks.update_probe import UpdateProbe
 
 __all__ = [
     "ExportModel",
@@ -17,5 +18,6 @@ __all__ = [
     "SampleGrids",
     "ScoredExamples",
     "TensorBoardLayout",
+    "UpdateProbe",
     "WeightEMA",
 ]

@@ -15,7 +15,10 @@ LAYOUT = {
         "range and deviation in a group": ["Multiline", ["^reward/range$", "^reward/std$"]],
         "ratio and clipping": ["Multiline", ["^update/.*ratio.*", "^update/.*clip.*"]],
         "gradient norm": ["Multiline", ["^update/gradient_norm$"]],
+        "reward at the update and a step along it": ["Multiline", ["^probe/before$", "^probe/after$"]],
+        "slope along the update": ["Multiline", ["^probe/slope$"]],
         "seconds by phase": ["Multiline", ["^time/.*_s$"]],
+        "TFLOP/s by phase": ["Multiline", ["^time/.*tflops$"]],
     },
     "validation": {"scores": ["Multiline", ["^val/.*/mean$"]]},
 }

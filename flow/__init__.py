@@ -23,11 +23,12 @@ from flow.objectives import (
     guarded_policy_loss,
     kl_to_reference,
     nft_loss,
+    step_weights,
     velocity_matching_loss,
 )
 from flow.schedule import noise_latents, predict_noise, predict_x0, shift_mu, sigma_schedule
 from flow.transitions import KINDS, Transition, transition
-from flow.windows import all_steps, high_noise_steps, sliding_window
+from flow.windows import all_steps, high_noise_steps, low_noise_steps, sliding_window
 
 __all__ = [
     "KINDS",
@@ -44,6 +45,7 @@ __all__ = [
     "keyed_generator",
     "keyed_noise",
     "kl_to_reference",
+    "low_noise_steps",
     "nft_loss",
     "noise_latents",
     "predict_noise",
@@ -51,6 +53,7 @@ __all__ = [
     "shift_mu",
     "sigma_schedule",
     "sliding_window",
+    "step_weights",
     "transition",
     "velocity_matching_loss",
 ]

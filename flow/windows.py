@@ -43,19 +43,29 @@ def high_noise_steps(num_steps: int, count: int, fraction: float, generator: tor
     Raises:
         ValueError: where the part has fewer than `count` steps.
     """
-    _check_num_steps(num_steps)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must lie in (0, 1], received {fraction}.")
-    # 0.3 * 10 is a hair above 3, and 0.29 * 100 a hair below 29: count whole steps regardless.
-    available = min(math.floor(fraction * num_steps + 1e-9), num_steps - 1)
-    if not 1 <= count <= available:
-        raise ValueError(
-            f"Cannot draw {count} steps from the first {fraction:g} of {num_steps}: {available} can be "
-            f"trained (never the last). Set count between 1 and {available}, or raise fraction or num_steps."
-            if available
-            else f"The first {fraction:g} of {num_steps} steps holds none. Raise fraction or num_steps."
-        )
-    return tuple(sorted(torch.randperm(available, generator=generator)[:count].tolist()))
+    part = _steps_in_part(num_steps, count, fraction)
+    return tuple(sorted(torch.randperm(part, generator=generator)[:count].tolist()))
+
+
+def low_noise_steps(num_steps: int, count: int, fraction: float, generator: torch.Generator) -> tuple[int, ...]:
+    """Draw steps from the low-noise part of the schedule, without replacement: the paper's counter-example.
+
+    Args:
+        num_steps: T.
+        count: how many to draw.
+        fraction: the part of the schedule to draw from, in (0, 1], counted back from the last step that can be
+            trained.
+        generator: see `high_noise_steps`.
+
+    Returns:
+        `count` steps, ascending.
+
+    Raises:
+        ValueError: where the part has fewer than `count` steps.
+    """
+    part = _steps_in_part(num_steps, count, fraction)
+    first = num_steps - 1 - part
+    return tuple(sorted((first + torch.randperm(part, generator=generator)[:count]).tolist()))
 
 
 def sliding_window(num_steps: int, size: int, iteration: int, *, stride: int = 1, every: int = 1) -> tuple[int, ...]:
@@ -90,6 +100,23 @@ def sliding_window(num_steps: int, size: int, iteration: int, *, stride: int = 1
     positions = math.ceil(furthest / stride) + 1
     left = min(iteration // every % positions * stride, furthest)
     return tuple(range(left, left + size))
+
+
+def _steps_in_part(num_steps: int, count: int, fraction: float) -> int:
+    """How many steps that can be trained lie in a part of the schedule, at least `count`."""
+    _check_num_steps(num_steps)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], received {fraction}.")
+    # 0.3 * 10 is a hair above 3, and 0.29 * 100 a hair below 29: count whole steps regardless.
+    available = min(math.floor(fraction * num_steps + 1e-9), num_steps - 1)
+    if not available:
+        raise ValueError(f"A part of {fraction:g} of {num_steps} steps holds none. Raise fraction or num_steps.")
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"Cannot draw {count} steps from a part of {fraction:g} of {num_steps}: {available} can be trained "
+            f"(never the last). Set count between 1 and {available}, or raise fraction or num_steps."
+        )
+    return available
 
 
 def _check_num_steps(num_steps: int) -> None:

@@ -38,11 +38,11 @@ from lightning_modules.settings import (
     RolloutSettings,
     check_optimizer,
     check_positive,
-    check_settings,
 )
-from lightning_modules.shadow import ShadowWeights
+from lightning_modules.settings_checks import check_settings
+from lightning_modules.shadow import ShadowWeights, reference_weights
 from lightning_modules.updates import PolicyUpdates
-from lightning_modules.windows import check_window, steps_of_iteration
+from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
 from models.loading import peek_sigmas
@@ -91,8 +91,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.automatic_optimization = False
         # Everything that can be refused is refused here, before a model loads.
         sigmas = peek_sigmas(model_path, max(rollout.num_steps, 1), image_size=(image_size, image_size))
-        check_settings(rollout, objective, last_sigma=float(sigmas[-2]))
-        check_window(rollout, objective)
+        check_settings(rollout, objective, sigmas.tolist(), lora)
         check_optimizer(optimizer)
         check_positive(gradient_clip=gradient_clip, test_members=test_members)
         self.model_path = model_path
@@ -140,7 +139,9 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         )
         self.objective = OBJECTIVES[self.objective_settings.kind](self.rollout_settings, self.objective_settings)
         self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None
-        self.reference = ShadowWeights(model.transformer) if self.objective.uses_reference else None
+        self.reference = None
+        if self.objective.uses_reference:
+            self.reference = reference_weights(model.transformer, adapter=self.lora is not None)
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -168,11 +169,11 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     def _begin(self, part: int, prompts: Prompts, pending: PendingScores) -> Piece:
         """Make a piece's images and submit them."""
-        rollout, images = self._roll_out(prompts)
+        rollout, images = self.roll_out(prompts)
         scored = self._submit(prompts, images, pending)
         return Piece(part=part, rollout=rollout, images=images, scored=scored)
 
-    def _roll_out(self, prompts: Prompts) -> tuple[Rollout, Tensor]:
+    def roll_out(self, prompts: Prompts) -> tuple[Rollout, Tensor]:
         """Images (N, 3, H, W) of every group, and what the updates need of how they came about."""
         settings, group = self.rollout_settings, self.rollout_settings.group_size
         steps: tuple[int, ...] = ()
@@ -258,12 +259,12 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
         with self.clock.phase("update"):
             updates = range(self.objective_settings.updates)
-            prepared = [[self._prepare(rollout, update) for rollout in rollouts] for update in updates]
+            own = updates if self.objective.prepares_each_update else updates[:1]
+            prepared = [[self.prepare(rollout, update) for rollout in rollouts] for update in own]
             for update in updates:
-                # A policy gradient prepares once, before its first update: the old values serve them all.
-                ready = [now or first for now, first in zip(prepared[update], prepared[0], strict=True)]
                 advantages = [outcome.advantages for outcome in outcomes] if update else arriving()
-                metrics.append(self.update_once(rollouts, advantages, ready))
+                # What is prepared once, before the first update, serves them all.
+                metrics.append(self.update_once(rollouts, advantages, prepared[min(update, len(own) - 1)]))
             if self.old is not None:
                 growth = self.objective_settings.old_decay_growth * (self.iteration + 1)
                 self.old.blend(min(growth, self.objective_settings.old_decay))

@@ -3,69 +3,166 @@
 Under guidance the objective sees another velocity than the sampler, and a policy gradient's credit can turn round
 without any sign of it in the loss. So: the reward of fixed prompts and noises at theta and a small step along the
 negative gradient.
+
+Shapes: P prompts.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batches import Prompts
 from lightning_modules.grpo_policy import GRPOPolicy
+from lightning_modules.scoring import score_all
+from rewards import Samples
 from rewards.composite import weighted_mean
+
+#: half-widths of a 95 % interval, in standard errors
+_Z = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Mean weighted reward of the probe's images, on 1..5.
+    """Weighted rewards of the probe's prompts, on 1..5; NaN where none of a prompt's rewards could score.
 
     Attributes:
-        before: at theta.
-        after: at theta minus `step_size` times the gradient's direction.
+        before: at theta, shape (P,).
+        after: at theta plus `step_size` along the negative gradient, same prompts and noises, shape (P,).
+        step_size: length of the step in weight space (Euclidean norm).
     """
 
-    before: float
-    after: float
+    before: Tensor
+    after: Tensor
+    step_size: float
 
     @property
     def rise(self) -> float:
         """Points gained along the update; above 0 is uphill."""
-        return self.after - self.before
+        return float((self.after - self.before).nanmean())
+
+    @property
+    def slope(self) -> float:
+        """Points gained per length of the step."""
+        return self.rise / self.step_size
+
+    @property
+    def error(self) -> float:
+        """Standard error of the rise over prompts; 0 for fewer than two that were scored."""
+        rises = (self.after - self.before).double()
+        rises = rises[~rises.isnan()]
+        return float(rises.std() / math.sqrt(len(rises))) if len(rises) > 1 else 0.0
+
+    @property
+    def not_uphill(self) -> bool:
+        """Whether the reward does not rise, and chance does not explain it: a 95 % interval that reaches no rise."""
+        return self.rise + _Z * self.error <= 0
 
 
-def probe_update(module: GRPOPolicy, training: Prompts, held_out: Prompts, *, step_size: float) -> Probe:
-    """Roll out, take the gradient of the first update, and look which way it goes. Weights are left as they were.
+@contextmanager
+def stepped(parameters: Iterable[nn.Parameter], length: float) -> Iterator[bool]:
+    """Weights moved along their negative gradient inside the block, and as they were, bit for bit, after it.
+
+    Shards of DTensors are moved where they are. Costs a copy of the weights that have a gradient.
+
+    Args:
+        parameters: those without a gradient stay.
+        length: of the step, over all parameters together (Euclidean norm).
+
+    Yields:
+        whether there is a direction: False, and nothing moved, where the gradient is zero or not finite.
+    """
+    moving = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in moving])
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if not (math.isfinite(norm) and norm > 0):
+        yield False
+        return
+    kept = [p.detach().clone() for p in moving]
+    try:
+        with torch.no_grad():
+            for parameter in moving:
+                parameter.sub_(parameter.grad, alpha=length / norm)
+        yield True
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(moving, kept, strict=True):
+                parameter.copy_(value)
+
+
+def held_out_rewards(module: GRPOPolicy, held_out: Sequence[Prompts]) -> Tensor:
+    """Weighted rewards (P,) of one image a prompt, drawn from its fixed noise at the rollout's guidance.
+
+    Nothing of the training state changes: mode and random numbers are as they were.
+
+    Args:
+        module: with its model configured.
+        held_out: batches, each of one task, P prompts in all.
+    """
+    transformer, found = module.model.transformer, []
+    mode = transformer.training
+    devices = [module.device] if module.device.type == "cuda" else []
+    transformer.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            for prompts in held_out:
+                prompts = prompts.to(module.device)
+                samples = Samples(
+                    images=module.sampler.images(module.model, prompts),
+                    prompts=prompts.texts,
+                    categories=prompts.categories,
+                    sources=prompts.sources,
+                )
+                asked = {name: r for name, r in module.rewards.items() if module.asks(name, prompts.task)}
+                tasks = [prompts.task] * len(prompts)
+                weights = module.weight_source.weights(prompts.categories, tasks, list(asked))
+                found.append(weighted_mean(score_all(asked, samples), weights))
+    finally:
+        transformer.train(mode)
+    return torch.cat(found)
+
+
+def probe_gradient(module: GRPOPolicy, held_out: Sequence[Prompts], *, step_size: float) -> Probe | None:
+    """Look which way the gradient that the parameters hold now points. Weights and gradients stay as they are.
+
+    Args:
+        module: its trainable parameters have gradients.
+        held_out: see `held_out_rewards`.
+        step_size: length of the step in weight space (Euclidean norm).
+
+    Returns:
+        the probe; None where the gradient is zero or not finite, and so points nowhere.
+    """
+    with stepped(module.model.transformer.parameters(), step_size) as moved:
+        if not moved:
+            return None
+        after = held_out_rewards(module, held_out)
+    return Probe(before=held_out_rewards(module, held_out), after=after, step_size=step_size)
+
+
+def probe_update(module: GRPOPolicy, training: Prompts, held_out: Prompts, *, step_size: float) -> Probe | None:
+    """Roll out, take the gradient of the first update, and look which way it points, outside any training.
 
     Args:
         module: with its model configured.
         training: prompts of the update.
-        held_out: prompts whose reward is compared, each drawn once from its fixed noise.
+        held_out: prompts whose reward is compared.
         step_size: length of the step in weight space (Euclidean norm).
+
+    Returns:
+        see `probe_gradient`. Weights are left as they were, gradients at none.
     """
-    trainable = [p for p in module.model.transformer.parameters() if p.requires_grad]
     module.model.transformer.train()
-    rollout, images = module._roll_out(training)
+    rollout, images = module.roll_out(training)
     advantages = module.score(training, images).advantages
     module.zero_grad()
-    module.accumulate_gradients(rollout, advantages, module._prepare(rollout, 0))
-    norm = torch.sqrt(sum((p.grad.square().sum() for p in trainable if p.grad is not None), torch.zeros(())))
-    before = _reward(module, held_out)
-    kept = [p.detach().clone() for p in trainable]
-    with torch.no_grad():
-        for parameter in trainable:
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=float(step_size / norm))
-    after = _reward(module, held_out)
-    with torch.no_grad():
-        for parameter, value in zip(trainable, kept, strict=True):
-            parameter.copy_(value)
-    module.zero_grad()
-    return Probe(before=before, after=after)
-
-
-def _reward(module: GRPOPolicy, prompts: Prompts) -> float:
-    scores: dict[str, Tensor] = dict(module.draw(prompts, module.rewards, 1).scores)
-    weights = module.weight_source.weights(prompts.categories, [prompts.task] * len(prompts), list(scores))
-    return float(weighted_mean(torch.stack(list(scores.values()), dim=1), weights).nanmean())
+    module.accumulate_gradients(rollout, advantages, module.prepare(rollout, 0))
+    try:
+        return probe_gradient(module, [held_out], step_size=step_size)
+    finally:
+        module.zero_grad()

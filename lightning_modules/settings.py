@@ -1,7 +1,4 @@
-"""What a GRPO run can be told, and what it refuses to be told.
-
-Every combination that would train silently wrong ends here, before a model is loaded.
-"""
+"""What a GRPO run can be told. `settings_checks` has what it refuses to be told."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from flow.guidance import Guidance
 class WindowSettings:
     """Which denoising steps are stochastic and trained (policy-gradient objectives only)."""
 
-    kind: Literal["high_noise", "sliding", "all"] = "high_noise"
-    """high_noise: drawn anew each iteration from the first `fraction` of the steps; sliding: MixGRPO; all: every
-    step but the last."""
+    kind: Literal["high_noise", "low_noise", "sliding", "all"] = "high_noise"
+    """high_noise: drawn anew each iteration from the first `fraction` of the steps; low_noise: from the last
+    (the paper's counter-example); sliding: MixGRPO; all: every step but the last."""
     count: int = 2
     """How many steps: the size of the draw or of the sliding window."""
     fraction: float = 0.5
-    """high_noise: the share of the schedule, from the noisy end, that steps are drawn from."""
+    """high_noise, low_noise: the share of the schedule that steps are drawn from."""
     every: int = 25
     """sliding: iterations before the window moves on by one step."""
 
@@ -67,7 +64,12 @@ class ObjectiveSettings:
     micro_batch_size: int = 32
     """(sample, step) pairs a backward; bounds memory, changes nothing else."""
     clip_range: float = 1e-4
-    """clipped, guarded: half-width of the trust interval of the ratio."""
+    """clipped, guarded: half-width of the trust interval of the ratio, whose logarithm is a mean over dimensions."""
+    step_weights: Literal["uniform", "noise"] = "uniform"
+    """clipped, guarded: noise weights each trained step's loss by the noise it adds, over the mean of the trained
+    steps (TempFlow-GRPO)."""
+    kl_weight: float = 0.0
+    """clipped, guarded: weight of the KL divergence to the weights before training; 0 needs no reference."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this."""
     std_floor: float = 0.1
@@ -117,10 +119,12 @@ def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCalla
     """Try the optimizer on one number: a bad learning rate must not wait for the model to load.
 
     Raises:
-        ValueError: what the optimizer or the scheduler refused.
+        ValueError: what the optimizer or the scheduler refused, or a learning rate of 0.
     """
     try:
         made = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        if not all(group["lr"] > 0 for group in made.param_groups):
+            raise ValueError("the learning rate is 0: nothing would be learnt. Set lr above 0.")
         if lr_scheduler is not None:
             lr_scheduler(made)
     except (TypeError, ValueError) as error:
@@ -136,103 +140,3 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"model.{name} is {value}; it must be above 0.")
-
-
-def check_settings(rollout: RolloutSettings, objective: ObjectiveSettings, last_sigma: float) -> None:
-    """Refuse what would train silently wrong.
-
-    Args:
-        rollout: of the run.
-        objective: of the run.
-        last_sigma: the schedule's last noise level above 0, a measure of how coarse the last step is.
-
-    Raises:
-        ValueError: with what was received, why it is refused and what to change.
-    """
-    _check_sizes(rollout, objective)
-    _check_guidance(rollout)
-    if objective.kind == "nft":
-        _check_nft(rollout, objective)
-    else:
-        _check_policy_gradient(rollout, objective, last_sigma)
-
-
-def _check_sizes(rollout: RolloutSettings, objective: ObjectiveSettings) -> None:
-    at_least = {
-        "model.rollout.num_steps": (rollout.num_steps, 2),
-        "model.rollout.group_size": (rollout.group_size, 2),
-        "model.rollout.batch_size": (rollout.batch_size, 1),
-        "model.objective.updates": (objective.updates, 1),
-        "model.objective.micro_batch_size": (objective.micro_batch_size, 1),
-        "model.objective.nft_steps": (objective.nft_steps, 1),
-        "model.objective.max_skipped": (objective.max_skipped, 1),
-    }
-    for name, (value, least) in at_least.items():
-        if value < least:
-            reason = " A group of one has no baseline." if name.endswith("group_size") else ""
-            raise ValueError(f"{name} is {value}; it must be at least {least}.{reason}")
-    for name, value in {
-        "clip_range": objective.clip_range,
-        "advantage_clip": objective.advantage_clip,
-        "std_floor": objective.std_floor,
-        "nft_beta": objective.nft_beta,
-    }.items():
-        if not value > 0:
-            raise ValueError(f"model.objective.{name} is {value}; it must be positive.")
-
-
-def _check_guidance(rollout: RolloutSettings) -> None:
-    scale = rollout.guidance.scale
-    if rollout.cfg == "none" and scale != 1:
-        raise ValueError(
-            f"model.rollout.cfg is 'none' but guidance.scale is {scale}: the scale would be ignored. "
-            "Set guidance.scale to 1, or cfg to 'rollout_only'."
-        )
-    if rollout.cfg != "none" and scale == 1:
-        raise ValueError(
-            f"model.rollout.cfg is '{rollout.cfg}' but guidance.scale is 1, which is no guidance. "
-            "Set cfg to 'none', or a scale above 1."
-        )
-
-
-def _check_nft(rollout: RolloutSettings, objective: ObjectiveSettings) -> None:
-    if rollout.transition != "ode":
-        raise ValueError(
-            f"The nft objective trains on ODE rollouts, but model.rollout.transition is '{rollout.transition}'. "
-            "Set it to 'ode'."
-        )
-    if rollout.shared_noise:
-        raise ValueError(
-            "model.rollout.shared_noise with ODE rollouts makes all images of a group identical: every advantage "
-            "would be 0. Set shared_noise to false."
-        )
-    if rollout.cfg == "both":
-        raise ValueError("model.rollout.cfg 'both' has no meaning for nft, which never guides its objective.")
-    if not 0 <= objective.nft_sigma_low < objective.nft_sigma_high <= 1:
-        raise ValueError(
-            f"model.objective.nft_sigma_low {objective.nft_sigma_low} and nft_sigma_high {objective.nft_sigma_high} "
-            "must satisfy 0 <= low < high <= 1."
-        )
-    if not 0 <= objective.old_decay < 1:
-        raise ValueError(f"model.objective.old_decay is {objective.old_decay}; it must lie in [0, 1).")
-
-
-def _check_policy_gradient(rollout: RolloutSettings, objective: ObjectiveSettings, last_sigma: float) -> None:
-    if rollout.transition == "ode" or rollout.noise_level <= 0:
-        raise ValueError(
-            f"The {objective.kind} objective needs stochastic steps, but model.rollout.transition is "
-            f"'{rollout.transition}' with noise_level {rollout.noise_level}: an ODE step has no log-probability. "
-            "Choose flow_sde, cps or dance with noise_level above 0, or model.objective.kind nft."
-        )
-    if rollout.transition == "cps" and rollout.window.kind == "all":
-        raise ValueError(
-            "cps on all steps shrinks the spread of the images (0.39 for 0.50 on a known Gaussian). "
-            "Set model.rollout.window.kind to 'high_noise' or 'sliding', or the transition to 'flow_sde'."
-        )
-    if rollout.guidance.active(last_sigma) and last_sigma > 0.15 and not rollout.allow_coarse_guidance:
-        raise ValueError(
-            f"Guidance {rollout.guidance.scale} acts on the last step, which is coarse (sigma {last_sigma:.2f} -> 0): "
-            "there a policy gradient's credit can point the wrong way. Limit it to high noise "
-            "(model.rollout.guidance.low 0.6), use more steps, use model.objective.kind nft, or accept it with "
-            "model.rollout.allow_coarse_guidance true."
-        )

@@ -1,4 +1,4 @@
-"""A second copy of the trainable weights: the EMA, or the old policy of NFT."""
+"""Other weights than the live ones: the EMA, the old policy of NFT, and the reference from before training."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 
 class ShadowWeights:
     """Copies of a module's trainable parameters that can be blended and swapped in.
 
-    Elementwise on whatever tensors the parameters are, so it holds for shards as well.
+    Elementwise on whatever tensors the parameters are, so it holds for the shards of a DTensor as well: nothing is
+    gathered.
 
     Args:
         module: its parameters that require gradients are shadowed, starting from their present values.
@@ -64,3 +66,40 @@ class ShadowWeights:
             )
         for name, tensor in state.items():
             self._shadow[name].copy_(tensor)
+
+
+class AdapterOff:
+    """The weights from before training of a model that trains an adapter: the model without it, and no copy.
+
+    Args:
+        transformer: with an adapter that started as zero.
+    """
+
+    def __init__(self, transformer: ModelMixin) -> None:
+        self._transformer = transformer
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module computes without its adapter inside the block, whatever happens there."""
+        self._transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self._transformer.enable_adapters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: the base comes back from where it was loaded."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+def reference_weights(transformer: ModelMixin, *, adapter: bool) -> ShadowWeights | AdapterOff:
+    """What `transformer` is now, to be applied later: a copy of its trainable weights, or its adapter off.
+
+    Args:
+        transformer: before training.
+        adapter: whether an adapter is what trains.
+    """
+    return AdapterOff(transformer) if adapter else ShadowWeights(transformer)

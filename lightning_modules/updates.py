@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_modules.objectives import Objective, Rollout, micro_batches
 from lightning_modules.reward_metrics import combined
 from lightning_modules.settings import ObjectiveSettings
-from lightning_modules.shadow import ShadowWeights
+from lightning_modules.shadow import AdapterOff, ShadowWeights
 from models import ImageModel
 
 
@@ -30,13 +30,14 @@ class PolicyUpdates(LightningModule):
     objective_settings: ObjectiveSettings
     #: the old policy and the one before training, where the objective uses them
     old: ShadowWeights | None
-    reference: ShadowWeights | None
+    reference: ShadowWeights | AdapterOff | None
     gradient_clip: float
     iteration: int
     #: updates in a row that were not finite
     skipped: int
 
-    def _prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
+    def prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
+        """What the old policy and the reference give for an update, from 0; see `Objective.prepare`."""
         with nullcontext() if self.old is None else self.old.applied():
             prepared = self.objective.prepare(self.model, rollout, update)
         if self.reference is not None:

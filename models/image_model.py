@@ -7,13 +7,15 @@ image, C latent channels, H height and W width in pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from models.flops import Flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,13 @@ class ImageModel(nn.Module, ABC):
     Attributes:
         transformer: the denoiser, the only part that post-training changes.
         image_size: height and width in pixels used where a caller names none.
+        on_flops: called with the floating-point operations of each of the transformer's forwards, and of each backward
+            as it happens; None counts nothing. A family that does not count never calls it.
     """
 
     transformer: nn.Module
     image_size: tuple[int, int]
+    on_flops: Callable[[float], None] | None = None
     #: names of the transformer's linear layers that a LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]]
 
@@ -136,3 +141,17 @@ class ImageModel(nn.Module, ABC):
         for name, child in self.named_children():
             if name != "transformer":
                 child.requires_grad_(False).eval()
+
+    def count_flops(self, flops: Flops, differentiated: Tensor) -> None:
+        """Report a forward to `on_flops`, and its backward once a gradient arrives at `differentiated`.
+
+        Args:
+            flops: of both.
+            differentiated: through which the backward enters, such as the forward's output.
+        """
+        listener = self.on_flops
+        if listener is None:
+            return
+        listener(flops.forward)
+        if differentiated.requires_grad:
+            differentiated.register_hook(lambda _gradient: listener(flops.backward))

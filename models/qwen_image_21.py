@@ -26,6 +26,7 @@ from flow.schedule import sigma_schedule
 from models.adapters import merged_copy
 from models.image_model import Conditioning, ImageModel
 from models.images import to_rgba, to_uint8
+from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
@@ -239,6 +240,14 @@ class QwenImage21(ImageModel):
             kv_cache_mode=mode,
             return_dict=False,
         )[0]
+        if self.on_flops is not None:
+            target = math.prod(shapes[-1])
+            source = hidden.shape[1] - target
+            flops = forward_flops(
+                self.transformer, samples=samples, slots=slots.tolist(), source=source, target=target, mode=mode
+            )
+            # An extraction's output is thrown away: gradients come back through the keys it left.
+            self.count_flops(flops, cache.layer_caches[-1].k if mode == "extract" else output)
         return output.float()
 
     # ----------------------------------------------------------------- loading and saving

@@ -13,6 +13,7 @@ from flow.objectives import (
     guarded_policy_loss,
     kl_to_reference,
     nft_loss,
+    step_weights,
     velocity_matching_loss,
 )
 from flow.transitions import transition
@@ -303,3 +304,10 @@ def test_bad_input_is_explained() -> None:
         nft_loss(**nft_inputs(), beta=0.0, advantage_max=5.0)
     with pytest.raises(ValueError, match="velocity_target must have shape"):
         velocity_matching_loss(normal(0), normal(0)[:3])
+
+
+def test_step_weights_are_relative_to_their_mean() -> None:
+    assert step_weights(torch.tensor([0.3, 0.1, 0.2])).tolist() == pytest.approx([1.5, 0.5, 1.0])
+    assert step_weights(torch.tensor([7.0])).tolist() == [1.0]
+    with pytest.raises(ValueError, match="stochastic steps"):
+        step_weights(torch.tensor([0.3, 0.0]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flow.noise import Stream, keyed_generator
-from flow.windows import all_steps, high_noise_steps, sliding_window
+from flow.windows import all_steps, high_noise_steps, low_noise_steps, sliding_window
 
 
 def generator(step: int = 0) -> torch.Generator:
@@ -40,6 +40,12 @@ def test_part_counts_whole_steps_and_never_the_last(num_steps: int, fraction: fl
     assert high_noise_steps(num_steps, available, fraction, generator()) == tuple(range(available))
     with pytest.raises(ValueError, match=f"between 1 and {available}"):
         high_noise_steps(num_steps, available + 1, fraction, generator())
+
+
+def test_low_noise_steps_come_from_the_other_end() -> None:
+    drawn = [low_noise_steps(10, 2, 0.3, generator(i)) for i in range(60)]
+    assert {step for steps in drawn for step in steps} == {6, 7, 8}
+    assert all(first < second for first, second in drawn)
 
 
 def test_window_slides_and_starts_over() -> None:

@@ -90,7 +90,7 @@ def test_adapter_trains_alone_and_is_merged_on_export(policy, data, tmp_path) ->
 
 
 def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) -> None:
-    callbacks = [PhaseTimer(), SampleGrids(per_category=2), TensorBoardLayout(), WeightEMA()]
+    callbacks = [PhaseTimer(peak_tflops=0.1), SampleGrids(per_category=2), TensorBoardLayout(), WeightEMA()]
     run = trainer(tmp_path, 2, *callbacks, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None)
     run.fit(policy("clipped"), data())
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
@@ -98,7 +98,8 @@ def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) ->
     assert {
         "reward/mean", "reward/range", "reward/std", "category/portrait", "category/plant", "update/ratio_mean",
         "update/clip_fraction", "update/gradient_norm", "time/rollout_s", "time/reward_s", "time/update_s",
-        "time/images_per_s", "val/brightness/mean", "val/brightness/plant",
+        "time/images_per_s", "time/tflops", "time/update_tflops", "time/utilisation", "val/brightness/mean",
+        "val/brightness/plant",
     } <= scalars  # fmt: skip
     assert {"samples/portrait", "samples/plant"} <= set(events.Tags()["images"])
     assert len(events.Images("samples/plant")) == 2

@@ -1,13 +1,13 @@
-"""Shadow weights against their closed form, and the settings that are refused."""
+"""Shadow weights against their closed form, reward weights and statistics, windows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from flow.guidance import Guidance
-from lightning_modules.scoring import check_weights, group_statistics, means_by_category
-from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings, check_settings
+from lightning_modules.hooks import weights_by_task
+from lightning_modules.reward_metrics import group_statistics, means_by_label
+from lightning_modules.settings import WindowSettings
 from lightning_modules.shadow import ShadowWeights
 from lightning_modules.windows import steps_of_iteration
 from rewards.composite import weighted_mean
@@ -54,44 +54,6 @@ def test_state_of_other_parameters_is_refused() -> None:
         ShadowWeights(torch.nn.Linear(2, 2)).load_state_dict({"other": torch.zeros(1)})
 
 
-PG = {"transition": "flow_sde", "guidance": Guidance(scale=2.5, low=0.6)}
-NFT = {"transition": "ode", "guidance": Guidance(scale=2.5)}
-
-
-@pytest.mark.parametrize(
-    ("rollout", "objective", "message"),
-    [
-        (NFT | {"group_size": 1}, {"kind": "nft"}, "no baseline"),
-        (NFT | {"num_steps": 1}, {"kind": "nft"}, "num_steps is 1"),
-        (NFT | {"shared_noise": True}, {"kind": "nft"}, "identical"),
-        (NFT | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
-        (NFT | {"cfg": "both"}, {"kind": "nft"}, "no meaning for nft"),
-        (NFT | {"cfg": "none"}, {"kind": "nft"}, "would be ignored"),
-        (NFT | {"guidance": Guidance(scale=1.0)}, {"kind": "nft"}, "no guidance"),
-        (NFT, {"kind": "nft", "nft_sigma_low": 0.9, "nft_sigma_high": 0.3}, "0 <= low < high"),
-        (NFT, {"kind": "nft", "updates": 0}, "updates is 0"),
-        (NFT, {"kind": "nft", "std_floor": 0.0}, "must be positive"),
-        (NFT, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
-        (PG | {"transition": "ode"}, {"kind": "clipped"}, "no log-probability"),
-        (PG | {"noise_level": 0.0}, {"kind": "clipped"}, "needs stochastic steps"),
-        (PG | {"transition": "cps", "window": WindowSettings(kind="all")}, {"kind": "clipped"}, "shrinks"),
-        (PG | {"guidance": Guidance(scale=2.5)}, {"kind": "guarded"}, "wrong way"),
-    ],
-)
-def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), last_sigma=0.25)
-
-
-def test_sound_settings_and_the_explicit_risk_pass() -> None:
-    check_settings(RolloutSettings(**NFT), ObjectiveSettings(kind="nft"), last_sigma=0.25)
-    check_settings(RolloutSettings(**PG), ObjectiveSettings(kind="clipped"), last_sigma=0.25)
-    guided = RolloutSettings(transition="flow_sde", guidance=Guidance(scale=2.5))
-    check_settings(guided, ObjectiveSettings(kind="clipped"), last_sigma=0.06)
-    risky = RolloutSettings(transition="flow_sde", guidance=Guidance(scale=2.5), allow_coarse_guidance=True)
-    check_settings(risky, ObjectiveSettings(kind="clipped"), last_sigma=0.25)
-
-
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -103,14 +65,14 @@ def test_sound_settings_and_the_explicit_risk_pass() -> None:
 )
 def test_weights_are_checked(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_weights({"aesthetic": None, "quality": None}, weights)
+        weights_by_task(["aesthetic", "quality"], weights)
 
 
 def test_statistics_leave_masked_scores_out() -> None:
     scores = torch.tensor([1.0, 3.0, float("nan"), 2.0, 2.0, 5.0])
     groups = torch.tensor([7, 7, 7, 9, 9, 9])
     assert group_statistics(scores, groups) == pytest.approx({"range": 2.5, "std": (1 + 2**0.5) / 2})
-    found = means_by_category(scores, ["a", "a", "b", "c", "c", "c"])
+    found = means_by_label(scores, ["a", "a", "b", "c", "c", "c"])
     assert found == pytest.approx({"a": 2.0, "c": 3.0})
 
 

@@ -85,7 +85,7 @@ def test_an_edit_is_encoded_once_an_iteration(policy, edits, monkeypatch) -> Non
     texts, encode = [], module.model.encode
     monkeypatch.setattr(module.model, "encode", lambda t, *a, **k: (texts.extend(t), encode(t, *a, **k))[1])
     batch = edits().train.select([0, 1])
-    module._roll_out(batch)
+    module.roll_out(batch)
     assert sorted(texts) == sorted([*batch.texts, "", ""])
 
 
@@ -95,7 +95,7 @@ def test_no_unconditional_forward_updates_an_edit(policy, edits, monkeypatch, ki
     module.configure_model()
     module.model.transformer.train()
     batch = edits().train.select([0, 1])
-    rollout, _ = module._roll_out(batch)
+    rollout, _ = module.roll_out(batch)
     blank = [e for i in range(2) for e in module.model.encode([""], batch.sources[i : i + 1]).embeds]
     rows: list[Tensor] = []
     forward = module.model.transformer.forward
@@ -106,7 +106,7 @@ def test_no_unconditional_forward_updates_an_edit(policy, edits, monkeypatch, ki
 
     monkeypatch.setattr(module.model.transformer, "forward", counted)
     module.manual_backward = lambda loss: loss.backward()
-    module.accumulate_gradients(rollout, torch.ones(6), module._prepare(rollout, 0))
+    module.accumulate_gradients(rollout, torch.ones(6), module.prepare(rollout, 0))
     assert len(rows) >= 6
     assert not any(row.shape == b.shape and torch.equal(row, b) for row in rows for b in blank)
 

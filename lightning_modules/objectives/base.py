@@ -1,0 +1,124 @@
+"""What every objective does with a rollout, and the records it does it with.
+
+Three steps: `prepare` what is constant over a rollout's updates, cut the (sample, step) pairs into micro-batches,
+and give each micro-batch's share of the full-batch loss. Pairs are ordered prompt by prompt, so a micro-batch shares
+text prefixes; no result depends on the cut.
+
+Shapes: P prompts, N samples, S latent tokens, C latent channels, K trained steps a sample, M pairs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datamodules.batches import Prompts
+from flow.rollout import Trajectory
+from lightning_modules.settings import ObjectiveSettings, RolloutSettings
+from models import Conditioning, ImageModel
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What an update knows of a rollout.
+
+    Attributes:
+        prompts: P prompts.
+        trajectory: final latents (N, S, C) and, at the stochastic steps, states and next states (K, N, S, C).
+        sigmas: the schedule (T + 1,).
+        conditioning: of the N samples.
+        unconditional: of the N samples with a blank prompt; None unless guidance is part of the objective.
+        members: which image of its group each sample is, length N.
+        iteration: keys this iteration's noise.
+        seed: of the noise.
+    """
+
+    prompts: Prompts
+    trajectory: Trajectory
+    sigmas: Tensor
+    conditioning: Conditioning
+    unconditional: Conditioning | None
+    members: tuple[int, ...]
+    iteration: int
+    seed: int
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt id of each sample."""
+        return [self.prompts.ids[row] for row in self.conditioning.rows.tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """M (sample, step) pairs: indices into the N samples and the K steps, each int64 (M,)."""
+
+    sample: Tensor
+    step: Tensor
+
+    def __len__(self) -> int:
+        return self.sample.shape[0]
+
+
+def micro_batches(num_samples: int, num_steps: int, size: int) -> Iterator[Pairs]:
+    """All pairs, sample by sample, in pieces of at most `size`."""
+    index = torch.arange(num_samples * num_steps)
+    for piece in index.split(size):
+        yield Pairs(sample=piece // num_steps, step=piece % num_steps)
+
+
+class Objective(ABC):
+    """How a rollout turns into losses.
+
+    Args:
+        rollout_settings: how the rollout was made.
+        settings: of the objective.
+    """
+
+    #: whether rollout and `prepare` see the old policy's weights rather than the policy's own
+    uses_old_policy = False
+    #: whether `prepare_reference` needs the weights from before training
+    uses_reference = False
+    #: whether every update of a rollout has a preparation of its own, rather than sharing that of the first
+    prepares_each_update = False
+    #: whether the rollout is stochastic at the steps of a window
+    uses_window = False
+
+    def __init__(self, rollout_settings: RolloutSettings, settings: ObjectiveSettings) -> None:
+        self.rollout_settings = rollout_settings
+        self.settings = settings
+
+    @abstractmethod
+    def steps_a_sample(self, rollout: Rollout) -> int:
+        """K, the number of pairs each sample gives an update."""
+
+    @abstractmethod
+    def prepare(self, model: ImageModel, rollout: Rollout, update: int) -> dict[str, Tensor]:
+        """What the weights before the first update give, as (K, N, ...) tensors by name, detached.
+
+        Args:
+            model: with the old policy's weights applied where `uses_old_policy`.
+            rollout: of this iteration.
+            update: from 0; always 0 unless `prepares_each_update`.
+        """
+
+    def prepare_reference(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the reference weights, applied now, add to `prepared`."""
+        return {}
+
+    @abstractmethod
+    def loss(
+        self,
+        model: ImageModel,
+        rollout: Rollout,
+        advantages: Tensor,
+        pairs: Pairs,
+        prepared: dict[str, Tensor],
+        denominator: int,
+    ) -> tuple[Tensor, Metrics]:
+        """This micro-batch's share of the mean over `denominator` pairs, and its detached metrics."""

@@ -1,0 +1,142 @@
+"""What would train silently wrong is refused at start-up, with the reason; what is sound is not.
+
+Every row of docs/settings_refused.md has one here.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from flow.guidance import Guidance
+from lightning_modules.settings import (
+    LoraSettings,
+    ObjectiveSettings,
+    RolloutSettings,
+    WindowSettings,
+    check_optimizer,
+)
+from lightning_modules.settings_checks import check_settings
+
+#: ten steps with a shift of 3: the last goes from 0.25 down to 0
+SIGMAS = [3 * t / (1 + 2 * t) for t in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)]
+#: sixteen steps without a shift: the last goes from 0.06 down to 0
+FINE = [1 - i / 16 for i in range(17)]
+PG = {"num_steps": 10, "transition": "flow_sde", "guidance": Guidance(scale=2.5, low=0.6)}
+NFT = {"num_steps": 10, "transition": "ode", "guidance": Guidance(scale=2.5)}
+UNGUIDED = {"guidance": Guidance(scale=1.0), "cfg": "none"}
+
+
+def window(**settings: object) -> dict:
+    return {"window": WindowSettings(**settings)}
+
+
+REFUSED = [
+    # ------------------------------------------------ sizes and signs
+    (NFT | {"group_size": 1}, {"kind": "nft"}, "no baseline"),
+    (NFT | {"num_steps": 1}, {"kind": "nft"}, "num_steps is 1"),
+    (NFT, {"kind": "nft", "updates": 0}, "updates is 0"),
+    (NFT, {"kind": "nft", "std_floor": 0.0}, "must be positive"),
+    (PG, {"kind": "clipped", "clip_range": 0.0}, "must be positive"),
+    (PG, {"kind": "clipped", "kl_weight": -0.01}, "kl_weight is -0.01"),
+    (NFT, {"kind": "nft", "nft_reference_weight": -1.0}, "nft_reference_weight is -1"),
+    (NFT, {"kind": "nft", "old_decay_growth": -0.1}, "old_decay_growth is -0.1"),
+    # ------------------------------------------------ guidance
+    (NFT | {"cfg": "none"}, {"kind": "nft"}, "would be ignored"),
+    (NFT | {"guidance": Guidance(scale=1.0)}, {"kind": "nft"}, "no guidance"),
+    (NFT | {"guidance": Guidance(scale=0.5)}, {"kind": "nft"}, "leads away from the prompt"),
+    (NFT | {"guidance": Guidance(scale=2.5, high=0.2)}, {"kind": "nft"}, "no image would be guided"),
+    (NFT | {"cfg": "both"}, {"kind": "nft"}, "no meaning for nft"),
+    (PG | {"guidance": Guidance(scale=2.5)}, {"kind": "guarded"}, "wrong way"),
+    # ------------------------------------------------ nft
+    (NFT | {"shared_noise": True}, {"kind": "nft"}, "identical"),
+    (NFT | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
+    (NFT, {"kind": "nft", "kl_weight": 0.04}, "set .* nft_reference_weight|nft_reference_weight instead"),
+    (NFT, {"kind": "nft", "step_weights": "noise"}, "no stochastic steps to weigh"),
+    (NFT, {"kind": "nft", "nft_sigma_low": 0.9, "nft_sigma_high": 0.3}, "0 <= low < high"),
+    (NFT, {"kind": "nft", "nft_sigma_low": 0.0, "nft_sigma_high": 0.2}, "would never shape an image"),
+    (NFT, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
+    (NFT, {"kind": "nft", "old_decay": 0.5, "old_decay_growth": 0.0}, "never reached"),
+    # ------------------------------------------------ stochastic steps
+    (PG | {"transition": "ode"}, {"kind": "clipped"}, "no log-probability"),
+    (PG | {"noise_level": 0.0}, {"kind": "clipped"}, "needs stochastic steps"),
+    (PG | {"transition": "cps", "noise_level": 1.2}, {"kind": "clipped"}, r"lies in \(0, 1\]"),
+    (PG | {"transition": "cps"} | window(kind="all"), {"kind": "clipped"}, "shrinks"),
+    (PG | {"transition": "cps"} | window(kind="sliding", count=9), {"kind": "clipped"}, "shrinks"),
+    (PG | {"noise_level": 3.0}, {"kind": "clipped"}, "turn the latents' sign"),
+    (PG | {"transition": "dance", "noise_level": 9.0}, {"kind": "clipped"}, "turn the latents' sign"),
+    (PG | window(count=6), {"kind": "clipped"}, "Cannot draw 6 steps"),
+    (PG | window(kind="sliding", count=10), {"kind": "clipped"}, "does not fit"),
+    (PG | window(kind="low_noise", count=2, fraction=0.05), {"kind": "clipped"}, "holds none"),
+    # ------------------------------------------------ policy gradients
+    (PG | {"transition": "cps"}, {"kind": "guarded"}, "Gaussian density"),
+    (PG | {"transition": "cps"}, {"kind": "clipped", "step_weights": "noise"}, "count twice over"),
+    (PG | window(count=1), {"kind": "clipped", "step_weights": "noise"}, "of one step alone"),
+    (PG, {"kind": "clipped", "clip_range": 1.0}, "mean over dimensions"),
+    (PG, {"kind": "clipped", "clip_range": 0.2, "updates": 2}, "mean over dimensions"),
+]
+
+
+@pytest.mark.parametrize(("rollout", "objective", "message"), REFUSED)
+def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "objective"),
+    [
+        (NFT, {"kind": "nft"}),
+        (NFT | UNGUIDED, {"kind": "nft", "old_decay": 0.0}),
+        (PG, {"kind": "clipped", "updates": 4, "kl_weight": 0.04, "step_weights": "noise"}),
+        (PG, {"kind": "guarded", "clip_range": 2e-6, "step_weights": "noise"}),
+        (PG | {"cfg": "both"}, {"kind": "clipped"}),
+        (PG | {"transition": "dance", "noise_level": 0.3} | window(kind="all"), {"kind": "guarded"}),
+        (PG | {"transition": "cps"} | window(kind="sliding", count=3), {"kind": "clipped"}),
+        (PG | window(kind="low_noise", count=3, fraction=0.3), {"kind": "clipped"}),
+        (PG | {"guidance": Guidance(scale=2.5), "allow_coarse_guidance": True}, {"kind": "clipped"}),
+    ],
+)
+def test_sound_settings_and_the_explicit_risk_pass(rollout: dict, objective: dict) -> None:
+    check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
+
+
+def test_guidance_on_a_fine_last_step_passes() -> None:
+    guided = RolloutSettings(num_steps=16, transition="flow_sde", guidance=Guidance(scale=2.5))
+    check_settings(guided, ObjectiveSettings(kind="clipped"), FINE)
+
+
+def test_an_adapter_with_dropout_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.lora\.dropout is 0\.1"):
+        check_settings(
+            RolloutSettings(**NFT), ObjectiveSettings(kind="nft"), SIGMAS, LoraSettings(rank=2, alpha=4, dropout=0.1)
+        )
+
+
+def test_a_learning_rate_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="learning rate is 0"):
+        check_optimizer(partial(torch.optim.AdamW, lr=0.0))
+
+
+def test_the_policy_checks_before_a_model_loads(policy, monkeypatch) -> None:
+    monkeypatch.setattr("lightning_modules.grpo_policy.load_image_model", lambda *_a, **_k: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match="no log-probability"):
+        policy("clipped", rollout={"transition": "ode"})
+    with pytest.raises(ValueError, match="dropout"):
+        policy("nft", lora=LoraSettings(rank=2, alpha=4, dropout=0.1))
+
+
+def test_every_refusal_is_in_the_docs() -> None:
+    """By the setting that its message names first."""
+    text = (Path(__file__).parents[2] / "docs" / "settings_refused.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(?:rollout\.|objective\.)?([a-z_.]+)", text))
+    for rollout, objective, _ in REFUSED:
+        with pytest.raises(ValueError) as error:
+            check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
+        named = re.search(r"model\.(?:rollout|objective)\.([a-z_.]+)", str(error.value))
+        name = named[1].rstrip(".") if named else "transition"
+        assert name in documented, f"{name}: {error.value}"
