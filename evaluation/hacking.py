@@ -121,7 +121,7 @@ def find_drift(
     """
     findings = []
     for name, band in bands.items():
-        base = before[name].double().nanmean()
+        base = before[name].double().nanmean().clamp_min(1e-6)  # a black image is 0 bright
         change = (after[name].double() - before[name].double()) / base
         p = min(p_above(change, band.high), p_above(-change, -band.low)) * 2 * len(bands)
         alert = p <= allowance(look, error_rate)

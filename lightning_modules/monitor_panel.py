@@ -1,0 +1,218 @@
+"""A few fixed prompts and noises that are drawn again and again as training goes on, and all that is measured there.
+
+Shapes: P prompts, M images a prompt, N = P M samples, K rewards, J monitors, U fixed latents of S tokens and C channels, L
+noise levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.batches import Prompts, PromptTable
+from evaluation.drift import by_prompt, group_diversity, image_measures, latent_rms, relative_distance
+from flow.noise import Stream
+from flow.schedule import noise_latents
+from lightning_modules.grpo_policy import GRPOPolicy
+from lightning_modules.iteration import Iteration
+from lightning_modules.scoring import score_safely
+from rewards import Reward, Samples
+
+#: noise levels at which the unconditional branch is compared with that of the base
+DRIFT_SIGMAS = (0.9, 0.6, 0.3)
+#: fixed latents at each of them
+DRIFT_LATENTS = 4
+# Velocities are kept for the whole run: of a large image an even sample of the entries is enough.
+_KEPT_ENTRIES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one look at the panel found.
+
+    Attributes:
+        iteration: iterations done before it.
+        proxy: raw training rewards, float32 (N, K); NaN where masked.
+        panel: raw scores of the monitors, float32 (N, J); NaN where one could not score.
+        measures: brightness, saturation, contrast, sharpness, diversity and latent_rms by prompt, each float32 (P,).
+        unconditional_drift: relative distance of the unconditional velocity from that of the base, float32 (U,).
+        statistics: what the scorers say of this scoring, as `scorer/name`.
+    """
+
+    iteration: int
+    proxy: Tensor
+    panel: Tensor
+    measures: Mapping[str, Tensor]
+    unconditional_drift: Tensor
+    statistics: Mapping[str, float]
+
+
+class MonitorPanel:
+    """Draws and measures the panel of one policy. Its images are those that `validate` draws of the same prompts.
+
+    Args:
+        policy: with its model configured.
+        prompts: the panel's, a batch a task.
+        members: M, images a prompt.
+    """
+
+    def __init__(self, policy: GRPOPolicy, prompts: Sequence[Prompts], members: int) -> None:
+        self.policy = policy
+        self.prompts = tuple(prompts)
+        self.members = members
+        self._latents: Tensor | None = None
+        self._velocities: Tensor | None = None
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.prompts) * self.members
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the panel's prompts."""
+        return [identifier for part in self.prompts for identifier in part.ids]
+
+    def weights(self) -> Tensor:
+        """Today's weights of the rewards in the proxy, (N, K)."""
+        samples = [part.repeat_interleave(self.members) for part in self.prompts]
+        categories = [category for part in samples for category in part.categories]
+        tasks = [part.task for part in samples for _ in range(len(part))]
+        return self.policy.weight_source.weights(categories, tasks, list(self.policy.rewards))
+
+    @torch.no_grad()
+    def look(self, *, score: bool = True) -> Look:
+        """Draw and measure the panel with today's weights. The first look fixes what later ones are compared with.
+
+        Args:
+            score: whether to ask rewards and monitors; without, their scores are NaN. With several ranks all draw (it
+                may take all of them to evaluate the model) and one asks.
+        """
+        policy, model = self.policy, self.policy.model
+        training = model.transformer.training
+        model.transformer.eval()
+        images, latents = [], []
+        for part in self.prompts:
+            drawn, final = policy.sampler.draw(model, part, members=self.members)
+            images.append(drawn)
+            latents.append(final)
+        if self._latents is None:
+            self._latents = latents[0][:: self.members][:DRIFT_LATENTS].float().cpu()
+            self._velocities = self._unconditional()
+        drift = self._drift()
+        model.transformer.train(training)
+        proxy, panel = (self._scores(scorers, images, score) for scorers in (policy.rewards, policy.monitors))
+        return Look(
+            iteration=policy.iteration,
+            proxy=proxy,
+            panel=panel,
+            measures=self._measures(images, latents),
+            unconditional_drift=drift,
+            statistics=scorer_statistics(policy.rewards | policy.monitors) if score else {},
+        )
+
+    def rollout_measures(self, iteration: Iteration) -> dict[str, float]:
+        """Means of the monitors' scores and of the image measures over the rollouts of an iteration, by name."""
+        found: list[dict[str, Tensor]] = []
+        for part, images in zip(iteration.prompts, iteration.images, strict=True):
+            members = len(images) // len(part)
+            scores = score_safely(self.policy.monitors, _samples(part.repeat_interleave(members), images))
+            values = {f"score/{name}": scores[:, k] for k, name in enumerate(self.policy.monitors)}
+            values |= image_measures(images.float()) | {"diversity": group_diversity(images.float(), members)}
+            found.append({name: value.cpu() for name, value in values.items()})
+        return {name: float(torch.cat([part[name] for part in found]).nanmean()) for name in found[0]}
+
+    def _scores(self, scorers: Mapping[str, Reward], images: Sequence[Tensor], score: bool) -> Tensor:
+        if not score:
+            return torch.full((len(self), len(scorers)), torch.nan)
+        scores = []
+        for part, drawn in zip(self.prompts, images, strict=True):
+            columns = torch.full((len(drawn), len(scorers)), torch.nan)
+            asked = [k for k, name in enumerate(scorers) if self.policy.asks(name, part.task)]
+            names = list(scorers)
+            samples = _samples(part.repeat_interleave(self.members), drawn)
+            columns[:, asked] = score_safely({names[k]: scorers[names[k]] for k in asked}, samples)
+            scores.append(columns)
+        return torch.cat(scores)
+
+    def _measures(self, images: Sequence[Tensor], latents: Sequence[Tensor]) -> dict[str, Tensor]:
+        found: list[dict[str, Tensor]] = []
+        for drawn, final in zip(images, latents, strict=True):
+            samples = image_measures(drawn.float()) | {"latent_rms": latent_rms(final.float())}
+            prompts = {name: by_prompt(values, self.members) for name, values in samples.items()}
+            found.append(prompts | {"diversity": group_diversity(drawn.float(), self.members)})
+        return {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
+
+    def _unconditional(self) -> Tensor:
+        """Velocities of the blank prompt at the fixed latents, (U, L, entries that are kept)."""
+        policy, model, part = self.policy, self.policy.model, self.prompts[0]
+        count = len(self._latents)
+        part = part.select(list(range(count)))
+        device = next(model.transformer.parameters()).device
+        clean = self._latents.to(device)
+        # One member beyond those of the panel: noise that no image of it started from.
+        noise = policy.sampler.initial_noise(
+            model, step=0, ids=part.ids, members=[self.members] * count, stream=Stream.EVALUATION
+        )
+        blank = model.encode([""] * count, part.sources, size=policy.sampler.size)
+        velocities = [
+            model.velocity(noise_latents(clean, noise, sigma), sigma, blank).float().flatten(1).cpu()
+            for sigma in DRIFT_SIGMAS
+        ]
+        stride = max(1, velocities[0].shape[1] // _KEPT_ENTRIES)
+        return torch.stack([v[:, ::stride] for v in velocities], dim=1)
+
+    def _drift(self) -> Tensor:
+        now, base = self._unconditional(), self._velocities
+        distances = relative_distance(now.flatten(0, 1), base.flatten(0, 1))
+        return distances.unflatten(0, base.shape[:2]).mean(dim=1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the first look fixed."""
+        return {"latents": self._latents, "velocities": self._velocities}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what the first look of the run fixed."""
+        self._latents, self._velocities = state["latents"], state["velocities"]
+
+
+def _samples(prompts: Prompts, images: Tensor) -> Samples:
+    return Samples(images=images, prompts=prompts.texts, categories=prompts.categories, sources=prompts.sources)
+
+
+def scorer_statistics(scorers: Mapping[str, Reward]) -> dict[str, float]:
+    """What scorers say of their scoring since they were last asked, as `scorer/name`.
+
+    Asking also empties their counts: the panel's must not enter those of the next training iteration.
+    """
+    return {
+        f"{name}/{key}": value for name, scorer in scorers.items() for key, value in scorer.statistics().items()
+    }
+
+
+def panel_prompts(loaders: DataLoader | Sequence[DataLoader], count: int) -> tuple[Prompts, ...]:
+    """About `count` prompts of the validation data, evenly spaced, a batch a task.
+
+    Args:
+        loaders: of the data module: one, or one a task.
+        count: prompts in all, shared by the tasks.
+
+    Raises:
+        ValueError: fewer than two prompts a task, or data that are no prompts.
+    """
+    loaders = loaders if isinstance(loaders, Sequence) else [loaders]
+    parts = []
+    for loader in loaders:
+        table = getattr(loader.dataset, "prompts", None)
+        if not isinstance(table, PromptTable):
+            raise ValueError(
+                f"HackingMonitor takes its panel from validation prompts, and {type(loader.dataset).__name__} holds none: "
+                "train with datamodules.PromptDataModule or one of its kind."
+            )
+        size = min(count // len(loaders), len(table))
+        if size < 2:
+            raise ValueError(f"HackingMonitor's panel has {size} prompts of a task: raise prompts, or add validation data.")
+        parts.append(table.select(torch.linspace(0, len(table) - 1, size).round().long().tolist()))
+    return tuple(parts)
