@@ -155,7 +155,7 @@ class HackingMonitor(Callback):
             "panel": look.panel.nanmean(dim=1).nanmean(),
             "unconditional_drift": look.unconditional_drift.mean(),
         }
-        values |= {f"score/{name}": look.panel[:, k].nanmean() for k, name in enumerate(self.panel.policy.monitors)}
+        values |= {f"panel/{name}": look.panel[:, k].nanmean() for k, name in enumerate(self.panel.policy.monitors)}
         values |= {name: found.nanmean() for name, found in look.measures.items()}
         return {name: float(value) for name, value in values.items()} | dict(look.statistics)
 

@@ -40,7 +40,7 @@ class Look:
         panel: raw scores of the monitors, float32 (N, J); NaN where one could not score.
         measures: brightness, saturation, contrast, sharpness, diversity and latent_rms by prompt, each float32 (P,).
         unconditional_drift: relative distance of the unconditional velocity from that of the base, float32 (U,).
-        statistics: what the scorers say of this scoring, as `scorer/name`.
+        statistics: what the scorers say of this scoring, as `proxy/scorer/name` or `panel/scorer/name`.
     """
 
     iteration: int
@@ -103,38 +103,43 @@ class MonitorPanel:
             self._velocities = self._unconditional()
         drift = self._drift()
         model.transformer.train(training)
-        proxy, panel = (self._scores(scorers, images, score) for scorers in (policy.rewards, policy.monitors))
+        asked = [[name for name in policy.rewards if policy.asks(name, part.task)] for part in self.prompts]
+        proxy = self._scores(policy.rewards, images, asked if score else [[]] * len(images))
+        panel = self._scores(policy.monitors, images, [list(policy.monitors) if score else []] * len(images))
         return Look(
             iteration=policy.iteration,
             proxy=proxy,
             panel=panel,
             measures=self._measures(images, latents),
             unconditional_drift=drift,
-            statistics=scorer_statistics(policy.rewards | policy.monitors) if score else {},
+            statistics=_statistics(proxy=policy.rewards, panel=policy.monitors),
         )
 
     def rollout_measures(self, iteration: Iteration) -> dict[str, float]:
-        """Means of the monitors' scores and of the image measures over the rollouts of an iteration, by name."""
+        """Means of the monitors' scores and of the image measures over the rollouts of an iteration, by name.
+
+        What the monitors say of that scoring is among them.
+        """
         found: list[dict[str, Tensor]] = []
         for part, images in zip(iteration.prompts, iteration.images, strict=True):
             members = len(images) // len(part)
             scores = score_safely(self.policy.monitors, _samples(part.repeat_interleave(members), images))
-            values = {f"score/{name}": scores[:, k] for k, name in enumerate(self.policy.monitors)}
+            values = {f"panel/{name}": scores[:, k] for k, name in enumerate(self.policy.monitors)}
             values |= image_measures(images.float()) | {"diversity": group_diversity(images.float(), members)}
             found.append({name: value.cpu() for name, value in values.items()})
-        return {name: float(torch.cat([part[name] for part in found]).nanmean()) for name in found[0]}
+        means = {name: float(torch.cat([part[name] for part in found]).nanmean()) for name in found[0]}
+        return means | _statistics(panel=self.policy.monitors)
 
-    def _scores(self, scorers: Mapping[str, Reward], images: Sequence[Tensor], score: bool) -> Tensor:
-        if not score:
-            return torch.full((len(self), len(scorers)), torch.nan)
+    def _scores(
+        self, scorers: Mapping[str, Reward], images: Sequence[Tensor], asked: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """Raw scores (N, scorers) on the CPU; NaN where a scorer is not among those asked about a part."""
         scores = []
-        for part, drawn in zip(self.prompts, images, strict=True):
-            columns = torch.full((len(drawn), len(scorers)), torch.nan)
-            asked = [k for k, name in enumerate(scorers) if self.policy.asks(name, part.task)]
-            names = list(scorers)
+        for part, drawn, names in zip(self.prompts, images, asked, strict=True):
             samples = _samples(part.repeat_interleave(self.members), drawn)
-            columns[:, asked] = score_safely({names[k]: scorers[names[k]] for k in asked}, samples)
-            scores.append(columns)
+            found = dict(zip(names, score_safely({n: scorers[n] for n in names}, samples).unbind(1), strict=True))
+            missing = torch.full((len(drawn),), torch.nan)
+            scores.append(torch.stack([found.get(name, missing) for name in scorers], dim=1))
         return torch.cat(scores)
 
     def _measures(self, images: Sequence[Tensor], latents: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -182,13 +187,16 @@ def _samples(prompts: Prompts, images: Tensor) -> Samples:
     return Samples(images=images, prompts=prompts.texts, categories=prompts.categories, sources=prompts.sources)
 
 
-def scorer_statistics(scorers: Mapping[str, Reward]) -> dict[str, float]:
-    """What scorers say of their scoring since they were last asked, as `scorer/name`.
+def _statistics(**scorers: Mapping[str, Reward]) -> dict[str, float]:
+    """What scorers say of their scoring since they were last asked, as `kind/scorer/name`.
 
     Asking also empties their counts: the panel's must not enter those of the next training iteration.
     """
     return {
-        f"{name}/{key}": value for name, scorer in scorers.items() for key, value in scorer.statistics().items()
+        f"{kind}/{name}/{key}": value
+        for kind, group in scorers.items()
+        for name, scorer in group.items()
+        for key, value in scorer.statistics().items()
     }
 
 
