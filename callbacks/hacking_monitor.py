@@ -193,7 +193,9 @@ class HackingMonitor(Callback):
     def _raise(self, trainer: Trainer, finding: Finding) -> None:
         """Make a new alert visible; while it lasts, `monitor/alert` shows it."""
         iteration, since = self.looks[-1].iteration, self.looks[finding.since].iteration
-        alert = Alert.of(finding, iteration=iteration, since=since, action=self.action, band=self.bands.get(finding.kind))
+        alert = Alert.of(
+            finding, iteration=iteration, since=since, action=self.action, band=self.bands.get(finding.kind)
+        )
         self.alerts.append(alert)
         rank_zero_warn(alert.message)
         for logger in trainer.loggers:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from evaluation.hacking import Band, Finding
 
-#: relative changes that training may make without an alert; measures without a band are curves alone
+# The honest demo run (160 iterations) changed them by +1 %, +2 %, +10 %, +17 %, -40 % and +31 %, in this order.
+#: relative changes that training may make without an alert
 BANDS = {
     "brightness": Band(low=-0.3, high=0.3),
     "saturation": Band(low=-0.5, high=0.5),
     "contrast": Band(low=-0.5, high=0.5),
     "sharpness": Band(low=-0.5, high=1.0),
-    "diversity": Band(low=-0.5),
-    "latent_rms": Band(low=-0.3, high=0.3),
+    "diversity": Band(low=-0.65),
+    "latent_rms": Band(low=-0.5, high=0.8),
 }
 
 

@@ -221,6 +221,8 @@ def panel_prompts(loaders: DataLoader | Sequence[DataLoader], count: int) -> tup
             )
         size = min(count // len(loaders), len(table))
         if size < 2:
-            raise ValueError(f"HackingMonitor's panel has {size} prompts of a task: raise prompts, or add validation data.")
+            raise ValueError(
+                f"HackingMonitor's panel has {size} prompts of a task: raise prompts, or add validation data."
+            )
         parts.append(table.select(torch.linspace(0, len(table) - 1, size).round().long().tolist()))
     return tuple(parts)

@@ -181,8 +181,8 @@ def test_a_monitor_that_is_down_ends_nothing(policy, data, tmp_path):
 def test_what_could_never_alert_or_act_is_refused(policy, data, tmp_path):
     with pytest.raises(ValueError, match=r"model\.monitors"):
         fit(tmp_path, policy("nft"), data(), 1, HackingMonitor())
+    module = policy("nft", monitors={"dark": Darkness()}, objective={"nft_reference_weight": 0.0})
     with pytest.raises(ValueError, match="the objective has none"):
-        module = policy("nft", monitors={"dark": Darkness()}, objective={"nft_reference_weight": 0.0})
         fit(tmp_path, module, data(), 1, HackingMonitor(action="raise_kl"))
     for bad in ({"every": 0}, {"prompts": 1}, {"action": "wran"}, {"error_rate": 0.0}, {"kl_factor": 1.0}):
         with pytest.raises(ValueError, match="HackingMonitor"):

@@ -52,7 +52,8 @@ def test_sharpness_of_an_image_too_small_is_refused():
 
 def test_diversity_is_the_mean_pairwise_distance_of_each_prompt():
     images = torch.cat([flat(v, v, v) for v in (0.0, 0.3, 0.9, 0.4, 0.4, 0.4)])
-    torch.testing.assert_close(group_diversity(images, 3), torch.tensor([(0.3 + 0.9 + 0.6) / 3, 0], dtype=torch.float64))
+    expected = torch.tensor([(0.3 + 0.9 + 0.6) / 3, 0], dtype=torch.float64)
+    torch.testing.assert_close(group_diversity(images, 3), expected)
     assert group_diversity(images, 1).isnan().all()
 
 

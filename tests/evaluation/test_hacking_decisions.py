@@ -95,7 +95,8 @@ def test_silent_while_reward_and_monitors_rise_together() -> None:
 
 
 def test_silent_while_nothing_happens_but_noise() -> None:
-    false = [alerts(series(*[0.0] * 16, seed=2 * i), series(*[0.0] * 16, seed=2 * i + 1), margin=0.0) for i in range(40)]
+    flat = [0.0] * 16
+    false = [alerts(series(*flat, seed=2 * i), series(*flat, seed=2 * i + 1), margin=0.0) for i in range(40)]
     assert sum(map(bool, false)) <= 2
 
 
