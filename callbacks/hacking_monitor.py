@@ -94,7 +94,7 @@ class HackingMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not pl_module.monitors:
+        if not getattr(pl_module, "monitors", None):
             raise ValueError(
                 "HackingMonitor has nothing to compare the reward with: name at least one scorer under model.monitors, "
                 "one that is not trained on."

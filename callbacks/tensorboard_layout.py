@@ -17,6 +17,12 @@ LAYOUT = {
         "gradient norm": ["Multiline", ["^update/gradient_norm$"]],
         "seconds by phase": ["Multiline", ["^time/.*_s$"]],
     },
+    "monitor": {
+        "training reward, and scorers never trained on": ["Multiline", ["^monitor/proxy$", "^monitor/panel$"]],
+        "alerts": ["Multiline", ["^monitor/alert$"]],
+        "pictures": ["Multiline", ["^monitor/(brightness|saturation|contrast|sharpness|diversity)$"]],
+        "unconditional branch": ["Multiline", ["^monitor/unconditional_drift$"]],
+    },
     "validation": {"scores": ["Multiline", ["^val/.*/mean$"]]},
 }
 

@@ -1,9 +1,9 @@
 """Is the reward being hacked? Decisions on a fixed panel of prompts, made again and again as training goes on.
 
 Every decision is a one-sided paired t-test over prompts, so a change must stand out from how differently prompts
-react. A run is looked at many times, and a test at a fixed level would alert sooner or later by chance: the n-th look
-may use `error_rate / (n (n + 1))`, shared among its comparisons. These add up to the error rate over a run of any length,
-so on a run where nothing is wrong that is a bound on the chance of any alert (as far as the t-test holds).
+react. A run is looked at many times, and a test at a fixed level would alert sooner or later by chance: the n-th
+look may use `error_rate / (n (n + 1))`, shared among its comparisons. These add up to the error rate over a run of
+any length: where nothing is wrong, that bounds the chance of any alert (as far as the t-test holds).
 
 Shapes: P prompts, M images a prompt, N = P M samples, K rewards or monitors.
 """

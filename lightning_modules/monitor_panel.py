@@ -1,7 +1,7 @@
 """A few fixed prompts and noises that are drawn again and again as training goes on, and all that is measured there.
 
-Shapes: P prompts, M images a prompt, N = P M samples, K rewards, J monitors, U fixed latents of S tokens and C channels, L
-noise levels.
+Shapes: P prompts, M images a prompt, N = P M samples, K rewards, J monitors, U fixed latents of S tokens and C
+channels, L noise levels.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ def panel_prompts(loaders: DataLoader | Sequence[DataLoader], count: int) -> tup
         table = getattr(loader.dataset, "prompts", None)
         if not isinstance(table, PromptTable):
             raise ValueError(
-                f"HackingMonitor takes its panel from validation prompts, and {type(loader.dataset).__name__} holds none: "
-                "train with datamodules.PromptDataModule or one of its kind."
+                f"HackingMonitor takes its panel from validation prompts, and {type(loader.dataset).__name__} holds "
+                "none: train with datamodules.PromptDataModule or one of its kind."
             )
         size = min(count // len(loaders), len(table))
         if size < 2:
