@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
-from datamodules.batches import Prompts, PromptTable
+from datamodules.batches import Prompts
+from datamodules.prompts import FixedBatches
 from evaluation.drift import by_prompt, group_diversity, image_measures, latent_rms, relative_distance
 from flow.noise import Stream
 from flow.schedule import noise_latents
@@ -200,29 +201,30 @@ def _statistics(**scorers: Mapping[str, Reward]) -> dict[str, float]:
     }
 
 
-def panel_prompts(loaders: DataLoader | Sequence[DataLoader], count: int) -> tuple[Prompts, ...]:
+def panel_prompts(loader: DataLoader, count: int) -> tuple[Prompts, ...]:
     """About `count` prompts of the validation data, evenly spaced, a batch a task.
 
     Args:
-        loaders: of the data module: one, or one a task.
+        loader: of the data module: over `datamodules.prompts.FixedBatches`, or several of them, one a task.
         count: prompts in all, shared by the tasks.
 
     Raises:
         ValueError: fewer than two prompts a task, or data that are no prompts.
     """
-    loaders = loaders if isinstance(loaders, Sequence) else [loaders]
+    datasets = loader.dataset.datasets if isinstance(loader.dataset, ConcatDataset) else [loader.dataset]
     parts = []
-    for loader in loaders:
-        table = getattr(loader.dataset, "prompts", None)
-        if not isinstance(table, PromptTable):
+    for dataset in datasets:
+        if not isinstance(dataset, FixedBatches):
             raise ValueError(
-                f"HackingMonitor takes its panel from validation prompts, and {type(loader.dataset).__name__} holds "
-                "none: train with datamodules.PromptDataModule or one of its kind."
+                f"HackingMonitor takes its panel from validation prompts, and {type(dataset).__name__} holds none: "
+                "train with datamodules.PromptDataModule or one of its kind."
             )
-        size = min(count // len(loaders), len(table))
+        size = min(count // len(datasets), len(dataset.prompts))
         if size < 2:
             raise ValueError(
-                f"HackingMonitor's panel has {size} prompts of a task: raise prompts, or add validation data."
+                f"HackingMonitor's panel has {size} prompts of a task: raise its prompts ({count} for "
+                f"{len(datasets)} tasks), or add validation data."
             )
-        parts.append(table.select(torch.linspace(0, len(table) - 1, size).round().long().tolist()))
+        index = torch.linspace(0, len(dataset.prompts) - 1, size).round().long()
+        parts.append(dataset.prompts.select(index.tolist()))
     return tuple(parts)

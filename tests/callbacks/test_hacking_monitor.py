@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from planted import Brightness
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import ConcatDataset, DataLoader
 
 from callbacks import HackingMonitor
 from datamodules import PromptDataModule
@@ -20,6 +21,7 @@ from demo.rewards import AttributeReward, QualityReward
 from evaluation.hacking import Band
 from flow.guidance import Guidance
 from lightning_modules import GRPOPolicy
+from lightning_modules.monitor_panel import panel_prompts
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings
 from rewards import Reward, Samples
 
@@ -166,6 +168,16 @@ def test_other_prompts_after_a_resume_are_refused(hacked, data, tmp_path):
     fit(tmp_path, hacked(), data(), 1, HackingMonitor(every=1, prompts=4), saver)
     with pytest.raises(ValueError, match="watched other prompts"):
         fit(tmp_path, hacked(), data(), 2, HackingMonitor(every=1, prompts=3), checkpoint=str(tmp_path / "last.ckpt"))
+
+
+def test_a_mixed_panel_has_prompts_of_both_tasks(data):
+    both = ConcatDataset([data().val_dataloader().dataset] * 2)
+    first, second = panel_prompts(DataLoader(both, batch_size=None), 5)
+    assert first.ids == second.ids == (12, 15)  # two of each, from either end of the four
+    with pytest.raises(ValueError, match="3 for 2 tasks"):
+        panel_prompts(DataLoader(both, batch_size=None), 3)
+    with pytest.raises(ValueError, match="holds none"):
+        panel_prompts(data().train_dataloader(), 4)
 
 
 def test_a_monitor_that_is_down_ends_nothing(policy, data, tmp_path):
