@@ -46,17 +46,19 @@ class Alert:
     def of(cls, finding: Finding, *, iteration: int, since: int, action: str, band: Band | None) -> Alert:
         """The alert of a finding; a measure's with the band that it left."""
         if finding.kind == "hacking":
+            title = "reward hacking suspected"
             what = (
                 f"the training reward {_points(finding.changes['proxy'])} while the scorers that are not trained on "
                 f"{_points(finding.changes['panel'])}"
             )
         else:
+            title = "the pictures drift from the base's"
             what = (
                 f"the mean {finding.kind} of the panel changed by {finding.changes[finding.kind]:+.0%} "
                 f"(band {band.low:+.0%} to {band.high:+.0%})"
             )
         message = (
-            f"Iteration {iteration}: reward hacking suspected. Since iteration {since} {what}; p = {finding.p:.1g}. "
+            f"Iteration {iteration}: {title}. Since iteration {since} {what}; p = {finding.p:.1g}. "
             f"Look at the sample grids. Action: {action}."
         )
         return cls(
