@@ -2,6 +2,7 @@
 
 from callbacks.ema import WeightEMA
 from callbacks.export import ExportModel
+from callbacks.hacking_monitor import HackingMonitor
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
 from callbacks.progress import PhaseProgressBar
@@ -12,6 +13,7 @@ from callbacks.update_probe import UpdateProbe
 
 __all__ = [
     "ExportModel",
+    "HackingMonitor",
     "ImageWriter",
     "PhaseProgressBar",
     "PhaseTimer",

@@ -20,6 +20,12 @@ LAYOUT = {
         "seconds by phase": ["Multiline", ["^time/.*_s$"]],
         "TFLOP/s by phase": ["Multiline", ["^time/.*tflops$"]],
     },
+    "monitor": {
+        "training reward, and scorers never trained on": ["Multiline", ["^monitor/proxy$", "^monitor/panel$"]],
+        "alerts": ["Multiline", ["^monitor/alert$"]],
+        "pictures": ["Multiline", ["^monitor/(brightness|saturation|contrast|sharpness|diversity)$"]],
+        "unconditional branch": ["Multiline", ["^monitor/unconditional_drift$"]],
+    },
     "validation": {"scores": ["Multiline", ["^val/.*/mean$"]]},
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from demo.weights import VerifierName, check_name, load_weights
 
-WIDTHS: dict[str, int] = {"annotator": 24, "judge": 28}
+WIDTHS: dict[str, int] = {"annotator": 24, "judge": 28, "monitor": 20}
 
 
 class QualityScore(nn.Module):
@@ -37,7 +37,7 @@ class QualityScore(nn.Module):
 
     @classmethod
     def load(cls, name: VerifierName) -> QualityScore:
-        """The shipped score ``"annotator"`` or ``"judge"``, in evaluation mode.
+        """The shipped score ``"annotator"``, ``"judge"`` or ``"monitor"``, in evaluation mode.
 
         Raises:
             ValueError: for another name.

@@ -23,7 +23,8 @@ class AttributeReward(Reward):
     """Share of the requested attributes that an image shows, mapped to 1..5.
 
     Args:
-        verifier: whose eyes: ``"annotator"`` for training, ``"judge"`` for evaluation only.
+        verifier: whose eyes: ``"annotator"`` for training, ``"judge"`` for evaluation only,
+            ``"monitor"`` for watching training.
         measure: ``"probability"`` averages how sure the verifier is of each requested value (smooth);
             ``"accuracy"`` counts the values that it reads as requested.
     """
@@ -43,7 +44,8 @@ class QualityReward(Reward):
     """Soundness of the picture, 1..5, whatever the prompt.
 
     Args:
-        verifier: whose eyes: ``"annotator"`` for training, ``"judge"`` for evaluation only.
+        verifier: whose eyes: ``"annotator"`` for training, ``"judge"`` for evaluation only,
+            ``"monitor"`` for watching training.
     """
 
     def __init__(self, verifier: VerifierName = "annotator") -> None:

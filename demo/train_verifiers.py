@@ -1,7 +1,7 @@
 """Trains and measures the verifiers and quality scores: ``python -m demo.train_verifiers``.
 
-The annotator and the judge see different renders (train and validation splits) and start from different
-weights. Both are measured on renders of the test split, whose attribute combinations neither has seen, clean
+The annotator, the judge and the monitor see different renders (train and validation splits) and start from
+different weights. All are measured on renders of the test split, whose attribute combinations none has seen, clean
 and degraded as a generator might degrade them. Weights, ``accuracy.json`` and ``ACCURACY.md`` are written
 again.
 
@@ -31,7 +31,7 @@ from demo.verifiers import HEADS, Verifier
 from demo.weights import ASSETS
 from demo.world import CATEGORIES, make_scene
 
-RENDER_SEED = {"annotator": 101, "judge": 202}
+RENDER_SEED = {"annotator": 101, "judge": 202, "monitor": 909}
 TEST_SEED = 303
 TRAIN_PER_CATEGORY, VALIDATION_PER_CATEGORY, TEST_PER_CATEGORY = 1600, 200, 400
 BATCH = 128
@@ -149,7 +149,7 @@ def measure(verifier: Verifier, score: QualityScore, test: Renders) -> dict[str,
 
 
 def write_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Write ``ACCURACY.md`` from the numbers of both sets."""
+    """Write ``ACCURACY.md`` from the numbers of all sets."""
     names = list(results)
     lines = [
         "# Accuracy of the demo's verifiers",
@@ -158,7 +158,7 @@ def write_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
         "test split, whose attribute combinations were never trained on. *Degraded*: the same renders moved,",
         "bent, blurred, recoloured and made noisy at random. An attribute under",
         f"{FLOOR:.0%} on clean renders is left out of captions. `background`, `sky`, `card`, `ink` and",
-        "`text` are measured exactly, and so are the same in both sets.",
+        "`text` are measured exactly, and so are the same in all sets.",
         "",
         "| attribute | " + " | ".join(f"{name}, clean | {name}, degraded" for name in names) + " |",
         "|---|" + "---|---|" * len(names),

@@ -1,8 +1,9 @@
 """Verifiers: what an image shows, and whether that is what its prompt asked for.
 
 Flat colours and letters are measured exactly (``demo.exact``); everything else is read by small trained
-heads. There are two independent sets: the *annotator*, which rewards and reward data are made with, and the
-*judge*, which only evaluates. They differ in training images, initialisation, and width.
+heads. There are three independent sets: the *annotator*, which rewards and reward data are made with, the *judge*,
+which only evaluates, and the *monitor*, which watches training for reward hacking, so that the judge stays clean.
+They differ in training images, initialisation, and width.
 
 Shapes: N images, C = 3, H = W = 32.
 """
@@ -23,7 +24,7 @@ from demo.vocabulary import ATTRIBUTES, CATEGORIES
 from demo.weights import VerifierName, check_name, load_weights
 from demo.world import check_category
 
-WIDTHS: dict[str, int] = {"annotator": 32, "judge": 40}
+WIDTHS: dict[str, int] = {"annotator": 32, "judge": 40, "monitor": 26}
 
 
 def _heads() -> dict[tuple[str, str], tuple[str, ...]]:
@@ -85,7 +86,7 @@ class Verifier(nn.Module):
 
     @classmethod
     def load(cls, name: VerifierName) -> Verifier:
-        """The shipped set ``"annotator"`` or ``"judge"``, in evaluation mode.
+        """The shipped set ``"annotator"``, ``"judge"`` or ``"monitor"``, in evaluation mode.
 
         Raises:
             ValueError: for another name.

@@ -1,4 +1,4 @@
-"""The demo's shipped networks: two independent sets, and how their weights are read."""
+"""The demo's shipped networks: three independent sets, and how their weights are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, TypeVar, get_args
 from safetensors.torch import load_file
 from torch import nn
 
-VerifierName = Literal["annotator", "judge"]
+VerifierName = Literal["annotator", "judge", "monitor"]
 ASSETS = Path(__file__).parent / "assets"
 Network = TypeVar("Network", bound=nn.Module)
 

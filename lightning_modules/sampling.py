@@ -82,7 +82,14 @@ class Sampler:
         Returns:
             images in [0, 1], shape (P * members, 3, H, W), members of a prompt side by side.
         """
-        made = []
+        return self.draw(model, prompts, members=members, batch_size=batch_size)[0]
+
+    @torch.no_grad()
+    def draw(
+        self, model: ImageModel, prompts: Prompts, *, members: int = 1, batch_size: int = 128
+    ) -> tuple[Tensor, Tensor]:
+        """What `images` gives, and the final latents (P * members, S, C) that it was decoded from."""
+        made, latents = [], []
         for part in prompts.parts(max(1, batch_size // members)):
             noise = self.initial_noise(
                 model,
@@ -92,8 +99,9 @@ class Sampler:
                 stream=Stream.EVALUATION,
             )
             velocity = self.velocity(model, part.texts, part.sources, repeats=members)
-            made.append(model.decode(rollout(velocity, noise, self.sigmas).latents, size=self.size))
-        return torch.cat(made)
+            latents.append(rollout(velocity, noise, self.sigmas).latents)
+            made.append(model.decode(latents[-1], size=self.size))
+        return torch.cat(made), torch.cat(latents)
 
     @torch.no_grad()
     def encode(self, model: ImageModel, texts: Sequence[str], sources: Tensor | None = None) -> Branches:

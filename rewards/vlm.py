@@ -76,7 +76,7 @@ class VLMReward(Reward):
                 f"'{path}': the tokenizer gives the digits the ids {self.reader.digits}, the export was made with "
                 f"{spec.digit_token_ids}: model and tokenizer do not belong together."
             )
-        self._totals = {"count": 0.0, "parsed": 0.0, "retried": 0.0, "outside": 0.0, "read": 0.0}
+        self._totals = {"count": 0.0, "parsed": 0.0, "retried": 0.0, "outside": 0.0, "read": 0.0, "written": 0.0}
 
     @override
     def score(self, samples: Samples) -> Tensor:
@@ -111,7 +111,10 @@ class VLMReward(Reward):
 
     @override
     def statistics(self) -> dict[str, float]:
-        """Since the last call: `parse_rate`, `retry_rate` and mean `outside_mass`; empty if nothing was scored."""
+        """Since the last call: `parse_rate`, `retry_rate`, mean `outside_mass` and mean `reasoning_length`.
+
+        The length is in characters. Empty if nothing was scored.
+        """
         totals, self._totals = self._totals, dict.fromkeys(self._totals, 0.0)
         if not totals["count"]:
             return {}
@@ -119,6 +122,7 @@ class VLMReward(Reward):
             "parse_rate": totals["parsed"] / totals["count"],
             "retry_rate": totals["retried"] / totals["count"],
             "outside_mass": totals["outside"] / max(totals["read"], 1.0),
+            "reasoning_length": totals["written"] / totals["count"],
         }
 
     def _count(self, answers: Answers) -> None:
@@ -129,6 +133,7 @@ class VLMReward(Reward):
             "retried": int(answers.retried.sum()),
             "outside": float(mass.nansum()),
             "read": int((~mass.isnan()).sum()),
+            "written": sum(map(len, answers.reasoning)),
         }
         for name, value in found.items():
             self._totals[name] += value

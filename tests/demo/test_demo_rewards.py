@@ -28,7 +28,7 @@ def _with(samples: Samples, images: torch.Tensor, prompts: list[str] | None = No
     return Samples(images=images, prompts=prompts or samples.prompts, categories=samples.categories)
 
 
-@pytest.fixture(params=["annotator", "judge"])
+@pytest.fixture(params=["annotator", "judge", "monitor"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

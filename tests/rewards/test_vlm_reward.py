@@ -181,7 +181,11 @@ def test_statistics_count_what_was_scored() -> None:
     assert found["parse_rate"] == 1.0
     assert found["retry_rate"] == 0.0
     assert 0 <= found["outside_mass"] < 0.5
+    assert found["reasoning_length"] == 0.0
     assert fresh.statistics() == {}  # told once
+    reward().statistics()
+    written = reward().answers(samples(6)).reasoning
+    assert reward().statistics()["reasoning_length"] == pytest.approx(sum(map(len, written)) / 6) > 0
 
 
 def test_export_gives_the_scores_of_the_modules_validation() -> None:
