@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -15,33 +14,9 @@ from curation.report import console_table, write_report
 from curation.sampling import CurationRun, task_rewards
 from curation.scores import CuratedScores
 from curation.selection import composite_ranges, select_prompts
+from curation.settings import CurationSettings
 from datamodules.prompts import PromptDataModule
 from lightning_modules import GRPOPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurationSettings:
-    """What `curate` does."""
-
-    scores: str
-    """The file of scores. What is in it already is not sampled again, so a killed run goes on, and another threshold
-    costs nothing."""
-    threshold: float = 0.5
-    """A prompt stays where the range of the composite over its images exceeds this, in points of the 1..5 scale."""
-    members: int | None = None
-    """Images a prompt; null for the rollout's own group size."""
-    batch_size: int = 16
-    """Prompts a batch: what a kill can lose, and what ranks share."""
-    propose: str | None = None
-    """Also suggest a table of weights by category, with reasons, in this YAML file."""
-
-    def __post_init__(self) -> None:
-        if self.members is not None and self.members < 2:
-            raise ValueError(f"curation.members is {self.members}; a range needs at least 2 images a prompt.")
-        if self.batch_size < 1:
-            raise ValueError(f"curation.batch_size is {self.batch_size}; it must be at least 1.")
-        if Path(self.scores).is_dir():
-            raise ValueError(f"curation.scores is '{self.scores}', a directory; it must be a file.")
 
 
 def curate(

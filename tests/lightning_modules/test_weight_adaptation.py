@@ -19,8 +19,9 @@ def test_projection_is_the_nearest_point() -> None:
         found = project(point.unsqueeze(0), centre.unsqueeze(0), 0.1)[0].numpy()
         bounds = [(max(0.0, c - 0.1), min(1.0, c + 0.1)) for c in centre.tolist()]
         best = minimize(
-            lambda w, p=point.numpy(): ((w - p) ** 2).sum(),
+            lambda w, p: ((w - p) ** 2).sum(),
             centre.numpy(),
+            args=(point.numpy(),),
             bounds=bounds,
             constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
             options={"ftol": 1e-14},
