@@ -179,6 +179,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
     # A pass over fixed annotations is streamed, rank by rank, and does know its length.
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+    # Curation writes its scores as it goes; there is nothing to return.
+    warnings.filterwarnings("ignore", message="predict returned None")
     # The frozen encoders are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # Lightning's own use of torch, which its next release changes.

@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_modules.hooks import GroupGate, WeightSource
-from lightning_modules.iteration import Iteration
 from torch import Tensor
 from typing_extensions import override
 
-from curation.provenance import Provenance
 from curation.report import console_table
 from curation.sampling import provenance_of, sample_in_place, task_rewards
 from curation.scores import CuratedScores
 from curation.selection import Selection, composite_ranges, group_ranges, select_prompts
 from datamodules.batches import labels
 from datamodules.prompts import PromptDataModule
+from lightning_modules.hooks import GroupGate, WeightSource
+from lightning_modules.iteration import Iteration
 from lightning_modules.weight_table import TableWeights
 from rewards.composite import weighted_mean
 
@@ -191,8 +190,8 @@ class RewardRangeFilter(Callback):
         curated = CuratedScores.load(path)
         present = None
         if trainer.global_rank == 0:  # one rank reads the model's files, the others believe it
-            present = provenance_of(policy, task, members=curated.scores.shape[1]).to_json()
-        present = Provenance.from_json(trainer.strategy.broadcast(present))
+            present = provenance_of(policy, task, members=curated.scores.shape[1])
+        present = trainer.strategy.broadcast(present)
         differences = curated.provenance.differences(present, same_draws=False)
         if differences and not self.allow_stale:
             raise ValueError(

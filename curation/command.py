@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning_modules.hooks import WeightSource
 
 from callbacks.category_weights import CategoryWeightCalibration
 from curation.proposal import propose_table, write_proposal
@@ -17,6 +16,7 @@ from curation.selection import composite_ranges, select_prompts
 from curation.settings import CurationSettings
 from datamodules.prompts import PromptDataModule
 from lightning_modules import GRPOPolicy
+from lightning_modules.hooks import WeightSource
 
 
 def curate(

@@ -154,7 +154,7 @@ def _reason(k: int, names: tuple[str, ...], spread: float, headroom: float, agre
 def write_proposal(path: str, table: list[Suggestion]) -> None:
     """Write the table as YAML that `callbacks.CategoryWeightCalibration` takes, reasons as comments."""
     lines = [
-        "# Suggested weights of the rewards by category: something to look at, not a result. Change what you know better.",
+        "# Suggested weights of the rewards by category: to look at, not a result. Change what you know better.",
         "# Spread is the mean deviation in a group, headroom 5 minus the mean score, both of the base's images.",
     ]
     for row in table:

@@ -6,7 +6,6 @@ Shapes: P prompts.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,15 +79,6 @@ class Provenance:
                 if then.get(name) != present.get(name)
             ]
         return found
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Provenance:
-        """Undo `to_json`."""
-        return cls(**json.loads(text))
 
 
 def prompt_digests(table: PromptTable) -> Tensor:

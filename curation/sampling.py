@@ -68,6 +68,7 @@ def score_groups(policy: GRPOPolicy, prompts: Prompts, members: int) -> Tensor:
             policy.model,
             policy.sampler,
             part,
+            policy.sampler.encode(policy.model, part.texts, part.sources),
             group_size=members,
             step=CURATION_STEP,
             transition=settings.transition,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,15 +99,11 @@ class CuratedScores:
         """Write atomically: a reader sees the whole file or none."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        header = {
-            "format": FORMAT,
-            "categories": json.dumps(self.categories),
-            "rewards": json.dumps(self.reward_names),
-            "provenance": self.provenance.to_json(),
-        }
+        # one entry: several would be written in any order, and equal scores should make equal files
+        header = {"categories": self.categories, "rewards": self.reward_names, "provenance": asdict(self.provenance)}
         tensors = {"ids": self.ids, "prompts": self.prompts, "scores": self.scores.float().contiguous()}
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, partial, metadata=header)
+        save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -125,17 +121,18 @@ class CuratedScores:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
+                held = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except SafetensorError as error:
             raise ValueError(f"'{path}' is no file of curated scores: {error}.") from None
-        if header.get("format") != FORMAT:
-            raise ValueError(f"'{path}' is no file of curated scores: expected the format {FORMAT} in its header.")
+        if FORMAT not in held:
+            raise ValueError(f"'{path}' is no file of curated scores: expected '{FORMAT}' in its header.")
+        header = json.loads(held[FORMAT])
         return cls(
             **tensors,
-            categories=tuple(json.loads(header["categories"])),
-            reward_names=tuple(json.loads(header["rewards"])),
-            provenance=Provenance.from_json(header["provenance"]),
+            categories=tuple(header["categories"]),
+            reward_names=tuple(header["rewards"]),
+            provenance=Provenance(**header["provenance"]),
         )
 
 
