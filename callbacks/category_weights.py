@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning_modules.iteration import Iteration
 from torch import Tensor
 from typing_extensions import override
 
 from datamodules.batches import labels
+from datamodules.prompts import data_by_task
+from lightning_modules.iteration import Iteration
 from lightning_modules.weight_adaptation import AdaptationSettings, adapted, smoothed_means
 from lightning_modules.weight_table import TableWeights, WeightTable, effective_weights, is_by_task, read_rows
 
@@ -77,7 +78,7 @@ class CategoryWeightCalibration(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        categories = trainer.datamodule.training_categories()
+        categories = {task: part.train.categories for task, part in data_by_task(trainer.datamodule).items()}
         self.source = self.source_for(pl_module.reward_weights, categories)
         self.means = {task: torch.full_like(t.values, torch.nan) for task, t in self.source.tables.items()}
         pl_module.weight_source = self.source

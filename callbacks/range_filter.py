@@ -20,7 +20,7 @@ from curation.sampling import provenance_of, sample_in_place, task_rewards
 from curation.scores import CuratedScores
 from curation.selection import Selection, composite_ranges, group_ranges, select_prompts
 from datamodules.batches import labels
-from datamodules.prompts import PromptDataModule
+from datamodules.prompts import PromptDataModule, data_by_task
 from lightning_modules.hooks import GroupGate, WeightSource
 from lightning_modules.iteration import Iteration
 from lightning_modules.weight_table import TableWeights
@@ -93,7 +93,7 @@ class RewardRangeFilter(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the prompts: weights are settled, checkpoints are read, and the training data are still to be made."""
-        parts = trainer.datamodule.by_task()
+        parts = data_by_task(trainer.datamodule)
         for task, path in self._paths(parts).items():
             self._make(trainer, pl_module, parts[task], path)
             curated = self._load(trainer, pl_module, path, task).align(parts[task].train)

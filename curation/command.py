@@ -14,7 +14,7 @@ from curation.sampling import CurationRun, task_rewards
 from curation.scores import CuratedScores
 from curation.selection import composite_ranges, select_prompts
 from curation.settings import CurationSettings
-from datamodules.prompts import PromptDataModule
+from datamodules.prompts import PromptDataModule, data_by_task
 from lightning_modules import GRPOPolicy
 from lightning_modules.hooks import WeightSource
 
@@ -49,7 +49,7 @@ def _weight_source(trainer: Trainer, policy: GRPOPolicy, datamodule: PromptDataM
     """The weights that training would begin with: those of a table, if the config has one."""
     for callback in trainer.callbacks:
         if isinstance(callback, CategoryWeightCalibration):
-            categories = {task: part.train.categories for task, part in datamodule.by_task().items()}
+            categories = {task: part.train.categories for task, part in data_by_task(datamodule).items()}
             return callback.source_for(policy.reward_weights, categories)
     return policy.weight_source
 

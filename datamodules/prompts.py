@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
@@ -231,3 +232,17 @@ def _some(prompts: PromptTable, most: int | None, name: str) -> PromptTable:
     if most < 1:
         raise ValueError(f"data.{name} is {most}; it must be at least 1, or null for all.")
     return prompts.subset(sorted(epoch_order(len(prompts), seed=0, epoch=0)[:most]))
+
+
+def data_by_task(data: LightningDataModule | None) -> dict[str, PromptDataModule]:
+    """The prompt data of each task of a run.
+
+    Raises:
+        ValueError: data that have no prompts to choose from.
+    """
+    if not hasattr(data, "by_task"):
+        raise ValueError(
+            f"Prompts are chosen and weighed by category, so the data must be a PromptDataModule or one made of them; "
+            f"received {type(data).__name__}."
+        )
+    return data.by_task()
