@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -106,7 +106,7 @@ class PromptDataModule(StreamedDataModule):
     task = "t2i"
     #: hash of the ids that training is restricted to; empty for all
     restriction = ""
-    _restored_restriction: str | None = None
+    _expected: str | None = None
     _handed_out = False
 
     def __init__(
@@ -184,45 +184,62 @@ class PromptDataModule(StreamedDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._restored_restriction = state_dict.get("restriction", "")
+        self.expect(state_dict.get("restriction", ""))
+
+    def expect(self, restriction: str) -> None:
+        """Refuse to hand out training data of another restriction than this one, which a checkpoint remembers."""
+        self._expected = restriction
 
     @override
     def teardown(self, stage: str) -> None:
         self._handed_out = False
 
-    @override
-    def train_dataloader(self) -> DataLoader:
-        if self._restored_restriction not in (None, self.restriction):
+    def stream(self, *, start: int, rank: int, world_size: int) -> PromptStream:
+        """The endless stream of training batches from iteration `start` on, as one of the ranks sees it.
+
+        Raises:
+            ValueError: a checkpoint was read that was trained on other prompts.
+        """
+        if self._expected not in (None, self.restriction):
             raise ValueError(
                 "The checkpoint was trained on another choice of prompts "
-                f"({self._restored_restriction or 'all of them'}, now {self.restriction or 'all of them'}), so the run "
-                "would not go on with the next batch. Resume with the same filter, threshold and scores, or start anew."
+                f"({self._expected or 'all of them'}, now {self.restriction or 'all of them'}), so the run would not go "
+                "on with the next batch. Resume with the same filter, threshold and scores, or start anew."
             )
         self._handed_out = True
-        stream = PromptStream(
+        return PromptStream(
             self.train,
             batch_size=self.prompts_per_step,
             seed=self.seed,
-            start=self.position,
-            rank=self.rank,
-            world_size=self.world_size,
+            start=start,
+            rank=rank,
+            world_size=world_size,
         )
-        return DataLoader(stream, batch_size=None)
+
+    def fixed(self, split: Literal["validation", "test"]) -> FixedBatches:
+        """The prompts of a split, in order."""
+        return FixedBatches(getattr(self, split), self.eval_batch_size)
+
+    @override
+    def train_dataloader(self) -> DataLoader:
+        return whole_batches(self.stream(start=self.position, rank=self.rank, world_size=self.world_size))
 
     @override
     def val_dataloader(self) -> DataLoader:
-        return self._fixed(self.validation)
+        return whole_batches(self.fixed("validation"))
 
     @override
     def test_dataloader(self) -> DataLoader:
-        return self._fixed(self.test)
+        return whole_batches(self.fixed("test"))
 
     @override
     def predict_dataloader(self) -> DataLoader:
-        return self._fixed(self.test)
+        return whole_batches(self.fixed("test"))
 
-    def _fixed(self, prompts: PromptTable) -> DataLoader:
-        return DataLoader(FixedBatches(prompts, self.eval_batch_size), batch_size=None, shuffle=False)
+
+def whole_batches(batches: Dataset) -> DataLoader:
+    """A loader of what are batches already, in their own order."""
+    return DataLoader(batches, batch_size=None, shuffle=None if isinstance(batches, IterableDataset) else False)
 
 
 def _some(prompts: PromptTable, most: int | None, name: str) -> PromptTable:
