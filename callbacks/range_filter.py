@@ -81,6 +81,7 @@ class RewardRangeFilter(Callback):
             )
         self.threshold, self.scores, self.online = threshold, scores, online
         self.allow_stale, self.sample_missing, self.batch_size = allow_stale, sample_missing, batch_size
+        self.gate = RangeGate(threshold)
         #: what was kept of each task
         self.selections: dict[str, Selection] = {}
         self._restored: dict[str, Any] = {}
@@ -88,7 +89,12 @@ class RewardRangeFilter(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self.online:
-            pl_module.gates.append(RangeGate(self.threshold))
+            pl_module.gates.append(self.gate)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.gate in pl_module.gates:
+            pl_module.gates.remove(self.gate)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

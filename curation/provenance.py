@@ -6,6 +6,7 @@ Shapes: P prompts.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,8 @@ class Provenance:
         return cls(
             model=digest_directory(model_path),
             rewards={name: reward.fingerprint() for name, reward in rewards.items()},
-            rollout={"image_size": image_size} | _image_settings(rollout),
+            # as a file would give them back, so that both compare
+            rollout=json.loads(json.dumps({"image_size": image_size} | _image_settings(rollout), default=str)),
             sampling={"seed": seed, "members": members},
         )
 

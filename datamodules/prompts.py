@@ -203,8 +203,8 @@ class PromptDataModule(StreamedDataModule):
         if self._expected not in (None, self.restriction):
             raise ValueError(
                 "The checkpoint was trained on another choice of prompts "
-                f"({self._expected or 'all of them'}, now {self.restriction or 'all of them'}), so the run would not go "
-                "on with the next batch. Resume with the same filter, threshold and scores, or start anew."
+                f"({self._expected or 'all of them'}, now {self.restriction or 'all of them'}), so the run would not "
+                "go on with the next batch. Resume with the same filter, threshold and scores, or start anew."
             )
         self._handed_out = True
         return PromptStream(

@@ -104,7 +104,7 @@ def test_scores_of_another_base_are_refused_unless_allowed(policy, data, tmp_pat
     scores = planted_scores(policy("nft", rollout={"num_steps": 5}), data(), tmp_path / "s.safetensors", RANGES)
     with pytest.raises(ValueError, match=r"num_steps \(5 then, 4 now\).*allow_stale"):
         trainer(tmp_path, 1, RewardRangeFilter(0.5, scores)).fit(policy("nft"), data())
-    with pytest.raises(ValueError, match=r"leaves nothing of 'portrait'.*\n.*widest range is 0.900"):
+    with pytest.raises(ValueError, match=r"leaves nothing of 'plant', 'portrait'.*\n.*widest range is 0.900"):
         trainer(tmp_path, 1, RewardRangeFilter(0.95, scores, allow_stale=True)).fit(policy("nft"), data())
     with pytest.raises(ValueError, match="prompts_per_step is 6"):
         trainer(tmp_path, 1, RewardRangeFilter(0.5, scores, allow_stale=True)).fit(
