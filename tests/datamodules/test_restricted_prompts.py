@@ -51,7 +51,7 @@ def test_only_the_kept_prompts_come_whatever_order_they_were_named_in(data) -> N
 def test_what_cannot_be_restricted_is_refused(data) -> None:
     with pytest.raises(ValueError, match=r"1 of the prompts to keep are not in the training file: 77"):
         data().restrict([1, 2, 77])
-    with pytest.raises(ValueError, match="1 training prompts are kept, and data.prompts_per_step is 2"):
+    with pytest.raises(ValueError, match=r"1 training prompts are kept, and data.prompts_per_step is 2"):
         data().restrict([1])
     module = data()
     ids(module, 1)
