@@ -18,6 +18,7 @@ from curation.command import curate
 from curation.sampling import CURATION_STEP, CurationRun, score_groups
 from curation.scores import CuratedScores
 from curation.settings import CurationSettings
+from datamodules import PromptDataModule
 from lightning_modules import GRPOPolicy
 from rewards import Reward, Samples
 
@@ -111,14 +112,16 @@ def test_another_threshold_samples_nothing(bright, data, whole, tmp_path, capsys
         run(bright(), data(), path, threshold=3.9)
 
 
-def test_new_prompts_alone_are_sampled(bright, data, whole, prompt_files, tmp_path) -> None:
+def test_new_prompts_alone_are_sampled(bright, whole, prompt_files, tmp_path) -> None:
     path, counting = tmp_path / "whole" / "scores.safetensors", Counting()
     longer = tmp_path / "longer.jsonl"
     rows = [json.loads(line) for line in Path(prompt_files["train_file"]).read_text().splitlines()]
     rows[4]["prompt"] = "a blue pot"
     rows.append({"id": 50, "prompt": "a red pot", "category": "plant"})
     longer.write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
-    found = run(bright(counting), data(train_file=str(longer)), path)
+    found = run(
+        bright(counting), PromptDataModule(**(prompt_files | {"train_file": str(longer)}), prompts_per_step=2), path
+    )
     assert counting._seen == 2 * 3
     assert found.ids.tolist() == [*range(12), 50]
     same = [i for i in range(12) if i != 4]
