@@ -2,6 +2,7 @@
 
     python train.py fit --config configs/demo/t2i_teacher.yaml --config configs/objective/clipped.yaml
     python train.py validate | test | predict ... --model.model_path=...
+    python train.py curate --config configs/demo/t2i_teacher.yaml --config configs/demo/curate.yaml
 
 Several `--config` files stack, later ones win, and the command line wins over all. `${run.dir}` and the like
 are resolved last, so they see every override.
@@ -25,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from cli_errors import SettingError, explain_instantiation, explain_parsing
+from curation.settings import CurationSettings
 
 #: set to 1 to see the traceback of a bad setting
 TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
@@ -48,6 +50,18 @@ class StrictParser(LightningArgumentParser):
             raise
 
 
+class FlowTrainer(Trainer):
+    """Lightning's Trainer, and what the added subcommands run."""
+
+    def curate(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, *, curation: CurationSettings
+    ) -> None:
+        """Score rollouts of every training prompt, and report which prompts a threshold keeps."""
+        from curation.command import curate  # only this subcommand needs the generators' libraries by itself
+
+        curate(self, model, datamodule, curation)
+
+
 class FlowCLI(LightningCLI):
     """LightningCLI with run-wide values for interpolation and checks that come before any model."""
 
@@ -55,7 +69,8 @@ class FlowCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
-        return known | {"predict": known["predict"] | {"return_predictions"}}
+        own = {"predict": known["predict"] | {"return_predictions"}, "curate": {"model", "datamodule"}}
+        return known | own
 
     def predict(self, **kwargs: Any) -> None:
         """Run `predict`: callbacks write the images, so nothing needs to keep them all in memory."""
@@ -81,7 +96,7 @@ class FlowCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        _check_checkpoint(config.ckpt_path)
+        _check_checkpoint(config.get("ckpt_path"))
         _check_writable(Path(config.run.dir) / config.run.name)
         if config.run.threads > 0:
             torch.set_num_threads(config.run.threads)
@@ -109,7 +124,7 @@ class FlowCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
-        if self.config[self.subcommand].ckpt_path == "last":
+        if self.config[self.subcommand].get("ckpt_path") == "last":
             _check_last_checkpoint(self.trainer)
 
     @override
@@ -164,6 +179,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
     # A pass over fixed annotations is streamed, rank by rank, and does know its length.
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+    # Curation writes its scores as it goes; there is nothing to return.
+    warnings.filterwarnings("ignore", message="predict returned None")
     # The frozen encoders are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # Lightning's own use of torch, which its next release changes.
@@ -196,7 +213,7 @@ def main(args: list[str] | None = None) -> None:
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_class=Trainer,
+            trainer_class=FlowTrainer,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             parser_class=StrictParser,

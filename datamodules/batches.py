@@ -21,9 +21,11 @@ class PromptTable(ABC):
 
     Attributes:
         ids: stable integers that key the noise and the groups, one a row.
+        categories: semantic category of each row.
     """
 
     ids: tuple[int, ...]
+    categories: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -118,6 +118,8 @@ class EditPairDataModule(PromptDataModule):
         **settings: see `PromptDataModule`, whose prompts are edits here.
     """
 
+    task = "edit"
+
     def __init__(self, image_size: int, **settings: Any) -> None:
         if image_size < 1:
             raise ValueError(f"data.image_size is {image_size}; it must be the model's image size in pixels.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 from typing_extensions import override
@@ -46,6 +47,25 @@ class MixedTaskDataModule(StreamedDataModule):
                 "data.t2i holds edits; give it a datamodules.PromptDataModule, and the edits to data.edit."
             )
         self.tasks = (t2i, edit)
+
+    def by_task(self) -> dict[str, PromptDataModule]:
+        """The data of each task."""
+        return {part.task: part for part in self.tasks}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"restrictions": {part.task: part.restriction for part in self.tasks}}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for part in self.tasks:
+            part.expect(state_dict.get("restrictions", {}).get(part.task, ""))
+
+    @override
+    def teardown(self, stage: str) -> None:
+        for part in self.tasks:
+            part.teardown(stage)
 
     @override
     def train_dataloader(self) -> DataLoader:

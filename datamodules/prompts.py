@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Collection, Iterator
+from typing import Any, Literal
 
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
@@ -86,6 +88,9 @@ class FixedBatches(Dataset):
 class PromptDataModule(StreamedDataModule):
     """Prompt files for `fit`, `validate`, `test` and `predict`.
 
+    A run may be restricted to some of the training prompts. Its checkpoints remember which, and a run that goes on from
+    one must be restricted alike: the order of the data depends on it.
+
     Args:
         train_file: prompts to train on.
         validation_file: fixed prompts that are sampled with fixed noise as training goes on.
@@ -96,6 +101,13 @@ class PromptDataModule(StreamedDataModule):
         max_test: the same for test prompts.
         seed: of the order of training prompts.
     """
+
+    #: what the prompts ask for
+    task = "t2i"
+    #: hash of the ids that training is restricted to; empty for all
+    restriction = ""
+    _expected: str | None = None
+    _handed_out = False
 
     def __init__(
         self,
@@ -137,8 +149,64 @@ class PromptDataModule(StreamedDataModule):
         """All prompts of a file."""
         return read_prompts(path)
 
+    def by_task(self) -> dict[str, PromptDataModule]:
+        """The data of each task: here of one."""
+        return {self.task: self}
+
+    def restrict(self, ids: Collection[int]) -> None:
+        """Train on these prompts alone. To be called before the training data are asked for.
+
+        Args:
+            ids: of the prompts to keep, in any order; the others of the file are left out.
+
+        Raises:
+            ValueError: an id that the file does not have, or fewer prompts than a step takes.
+            RuntimeError: the training data have been handed out already.
+        """
+        if self._handed_out:
+            raise RuntimeError("The training prompts were restricted after the training data were made: too late.")
+        unknown = set(ids) - set(self.train.ids)
+        if unknown:
+            raise ValueError(f"{len(unknown)} of the prompts to keep are not in the training file: {min(unknown)}, ...")
+        if len(set(ids)) < self.prompts_per_step:
+            raise ValueError(
+                f"{len(set(ids))} training prompts are kept, and data.prompts_per_step is {self.prompts_per_step}: a "
+                "step takes no prompt twice. Keep more, or lower it."
+            )
+        kept = set(ids)
+        self.train = self.train.subset([row for row, i in enumerate(self.train.ids) if i in kept])
+        self.restriction = hashlib.sha256(" ".join(map(str, sorted(kept))).encode()).hexdigest()[:16]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"restriction": self.restriction}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.expect(state_dict.get("restriction", ""))
+
+    def expect(self, restriction: str) -> None:
+        """Refuse to hand out training data of another restriction than this one, which a checkpoint remembers."""
+        self._expected = restriction
+
+    @override
+    def teardown(self, stage: str) -> None:
+        self._handed_out = False
+
     def stream(self, *, start: int, rank: int, world_size: int) -> PromptStream:
-        """The endless stream of training batches from iteration `start` on, as one of the ranks sees it."""
+        """The endless stream of training batches from iteration `start` on, as one of the ranks sees it.
+
+        Raises:
+            ValueError: a checkpoint was read that was trained on other prompts.
+        """
+        if self._expected not in (None, self.restriction):
+            raise ValueError(
+                "The checkpoint was trained on another choice of prompts "
+                f"({self._expected or 'all of them'}, now {self.restriction or 'all of them'}), so the run would not "
+                "go on with the next batch. Resume with the same filter, threshold and scores, or start anew."
+            )
+        self._handed_out = True
         return PromptStream(
             self.train,
             batch_size=self.prompts_per_step,
@@ -181,3 +249,17 @@ def _some(prompts: PromptTable, most: int | None, name: str) -> PromptTable:
     if most < 1:
         raise ValueError(f"data.{name} is {most}; it must be at least 1, or null for all.")
     return prompts.subset(sorted(epoch_order(len(prompts), seed=0, epoch=0)[:most]))
+
+
+def data_by_task(data: LightningDataModule | None) -> dict[str, PromptDataModule]:
+    """The prompt data of each task of a run.
+
+    Raises:
+        ValueError: data that have no prompts to choose from.
+    """
+    if not hasattr(data, "by_task"):
+        raise ValueError(
+            f"Prompts are chosen and weighed by category, so the data must be a PromptDataModule or one made of them; "
+            f"received {type(data).__name__}."
+        )
+    return data.by_task()

@@ -8,8 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
+
+from rewards.fingerprints import attributes_digest
 
 SCORE_MIN = 1.0
 SCORE_MAX = 5.0
@@ -54,6 +57,9 @@ class Samples:
 class Reward(ABC):
     """Scores images on the scale 1 (worst) to 5 (best)."""
 
+    #: attributes that change no score, left out of the fingerprint
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset()
+
     @abstractmethod
     def score(self, samples: Samples) -> Tensor:
         """Score a batch.
@@ -73,3 +79,12 @@ class Reward(ABC):
             Values over the samples scored since the last call, by name; empty if there is nothing to say.
         """
         return {}
+
+    def fingerprint(self) -> str:
+        """What the scores depend on, as a short hash: scores on disk are refused with another one.
+
+        By default the class and its public attributes, with the weights of networks and the content of files. A
+        reward whose files hide in another library's object adds them here; one that is served elsewhere can only
+        count what it was told.
+        """
+        return attributes_digest(self, skip=self.not_in_fingerprint)

@@ -197,6 +197,8 @@ class GuardedReward(Reward):
         faults: how many samples may fail.
     """
 
+    not_in_fingerprint = frozenset({"log"})
+
     def __init__(self, reward: Reward, name: str, faults: FaultPolicy = FaultPolicy()) -> None:
         self.reward = reward
         self.log = FaultLog(name, faults)

@@ -69,6 +69,9 @@ class HttpReward(AsyncReward):
         faults: how many samples may fail.
     """
 
+    #: a service that moved, or is asked differently, still gives the same scores
+    not_in_fingerprint = frozenset({"endpoint", "samples_per_request", "log"})
+
     def __init__(self, endpoint: Endpoint, name: str, samples_per_request: int, faults: FaultPolicy) -> None:
         if samples_per_request < 1:
             raise ValueError(f"samples_per_request must be at least 1, received {samples_per_request}.")

@@ -256,7 +256,7 @@ def test_bad_file_is_one_message_before_any_model(case, capsys, tiny_path, tmp_p
     ("args", "expected"),
     [
         (["fti", "--config", TEACHER], "Did you mean 'fit'?"),
-        ([], "train.py fit | validate | test | predict"),
+        ([], "train.py fit | validate | test | predict | curate"),
         (["fit", "--run.name=x"], "Nothing says what data and model should be"),
     ],
     ids=["misspelt", "none", "nothing else"],

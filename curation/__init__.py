@@ -1,0 +1,1 @@
+"""Which prompts are worth training on, and with which weights: from raw scores of the base, before training."""

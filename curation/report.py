@@ -1,0 +1,185 @@
+"""What a threshold keeps, for people and programs: a table, JSON, and a page with charts.
+
+Shapes: P prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import evaluation.page
+from curation.scores import CuratedScores
+from curation.selection import CategoryKeep, Selection
+from evaluation.charts import Whisker, line_chart, nice_ticks, whisker_chart
+from evaluation.curves import Curve
+
+_STYLE = Path(evaluation.page.__file__).with_name("page.css")
+#: bins of a histogram
+_BINS = 16
+# One histogram, in units of its viewBox.
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360.0, 170.0, 34.0, 22.0, 10.0
+
+
+def console_table(selection: Selection) -> str:
+    """Keep rate by category, one line each."""
+    names = [*selection.categories, "all"]
+    rows = [*selection.categories.values(), whole(selection)]
+    width = max(len(name) for name in (*names, "category"))
+    lines = [f"{'category':<{width}}  prompts   kept   rate  unscored  median range"]
+    for name, row in zip(names, rows, strict=True):
+        median = f"{quantile(row.ranges, 0.5):12.3f}" if row.ranges else f"{'-':>12}"
+        lines.append(f"{name:<{width}}  {row.prompts:7d}{row.kept:7d}{row.rate:7.1%}{row.unscored:10d}  {median}")
+    return f"Range of the composite above {selection.threshold:g}:\n" + "\n".join(lines)
+
+
+def whole(selection: Selection) -> CategoryKeep:
+    """All categories as one."""
+    rows = selection.categories.values()
+    return CategoryKeep(
+        prompts=sum(row.prompts for row in rows),
+        kept=sum(row.kept for row in rows),
+        unscored=sum(row.unscored for row in rows),
+        ranges=tuple(sorted(value for row in rows for value in row.ranges)),
+    )
+
+
+def write_report(scores: Path, curated: CuratedScores, selection: Selection) -> list[Path]:
+    """Write `<scores>.json` and `<scores>.html` beside the scores; returns their paths."""
+    data, page = (scores.with_name(f"{scores.stem}.{suffix}") for suffix in ("json", "html"))
+    data.write_text(json.dumps(as_json(curated, selection), indent=1) + "\n", encoding="utf-8")
+    page.write_text(render(curated, selection), encoding="utf-8")
+    return [data, page]
+
+
+def as_json(curated: CuratedScores, selection: Selection) -> dict[str, Any]:
+    """The report for programs."""
+    top = histogram_top(selection)
+    rows = selection.categories | {"all": whole(selection)}
+    categories = {
+        name: {
+            "prompts": row.prompts,
+            "kept": row.kept,
+            "rate": row.rate,
+            "unscored": row.unscored,
+            "range": {f"p{round(100 * q)}": quantile(row.ranges, q) for q in (0.1, 0.5, 0.9)} if row.ranges else None,
+            "histogram": {"top": top, "counts": histogram(row.ranges, top)},
+        }
+        for name, row in rows.items()
+    }
+    return {
+        "threshold": selection.threshold,
+        "members": curated.scores.shape[1],
+        "rewards": list(curated.reward_names),
+        "all": categories.pop("all"),
+        "categories": categories,
+        "kept_ids": list(selection.kept),
+    }
+
+
+def quantile(ascending: tuple[float, ...], share: float) -> float:
+    """Quantile of ascending values, interpolated linearly."""
+    place = share * (len(ascending) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ascending) - 1)
+    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
+
+
+def histogram_top(selection: Selection) -> float:
+    """Where the histograms end: the widest range, rounded up to a tenth."""
+    widest = max((row.ranges[-1] for row in selection.categories.values() if row.ranges), default=0.0)
+    return max(0.1, math.ceil(10 * widest) / 10)
+
+
+def histogram(ranges: tuple[float, ...], top: float) -> list[int]:
+    """Counts of ranges in equal bins from 0 to `top`."""
+    counts = [0] * _BINS
+    for value in ranges:
+        counts[min(_BINS - 1, int(_BINS * value / top))] += 1
+    return counts
+
+
+def keep_interval(kept: int, prompts: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    share, spread = kept / prompts, z * z / prompts
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / prompts + spread / (4 * prompts))
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def render(curated: CuratedScores, selection: Selection) -> str:
+    """The page: keep rates, what other thresholds would keep, and histograms of the ranges."""
+    everyone = whole(selection)
+    rows = []
+    for name, row in (selection.categories | {"all": everyone}).items():
+        low, high = keep_interval(row.kept, row.prompts)
+        note = f"{row.kept} of {row.prompts}" + (f", {row.unscored} unscored" if row.unscored else "")
+        rows.append(
+            Whisker(label=name, mean=row.rate, low=low, high=high, tone="plain", note=note, strong=name == "all")
+        )
+    rates = whisker_chart(rows, show=lambda value: f"{value:.0%}")
+    top = histogram_top(selection)
+    figures = [
+        f"<figure><figcaption>{escape(name)} <small>prompts by range</small></figcaption>"
+        f"{histogram_chart(name, row.ranges, top, selection.threshold)}</figure>"
+        for name, row in (selection.categories | {"all": everyone}).items()
+    ]
+    lead = (
+        f"{everyone.kept} of {everyone.prompts} prompts have images that the composite reward tells apart: its raw "
+        f"range over {curated.scores.shape[1]} images of the base exceeds {selection.threshold:g}."
+    )
+    title = "Which prompts to train on"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
+        f"<header><h1>{title}</h1><p>{escape(lead)}</p></header>\n<main>\n"
+        f'<section><h2>Kept, by category</h2><div class="panel">{rates}</div></section>\n'
+        f'<section><h2>Other thresholds</h2><div class="charts">{_threshold_figures(selection, top)}</div></section>\n'
+        f'<section><h2>Ranges</h2><div class="charts">{"".join(figures)}</div></section>\n</main>\n'
+        "<footer>Whiskers are Wilson's 95\u00a0% intervals; the line in a histogram is the threshold.</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _threshold_figures(selection: Selection, top: float) -> str:
+    positions = [top * i / 40 for i in range(41)]
+    figures = []
+    for name, row in (selection.categories | {"all": whole(selection)}).items():
+        y = [sum(value > at for value in row.ranges) / row.prompts for at in positions]
+        curve = Curve(name=name, x=positions, y=y, x_label="threshold", y_label="share kept")
+        caption = f"<figcaption>{escape(name)} <small>share kept by threshold</small></figcaption>"
+        figures.append(f"<figure>{caption}{line_chart(curve)}</figure>")
+    return "".join(figures)
+
+
+def histogram_chart(name: str, ranges: tuple[float, ...], top: float, threshold: float) -> str:
+    """Bars over the range, with a line at the threshold, as inline SVG."""
+    counts = histogram(ranges, top)
+    most = max(counts) or 1
+    high, wide = _HEIGHT - _BOTTOM - _TOP, (_WIDTH - _LEFT) / _BINS
+    bars = "".join(
+        f'<rect fill="var(--accent)" x="{_LEFT + i * wide + 1:.1f}" width="{wide - 2:.1f}" '
+        f'y="{_HEIGHT - _BOTTOM - high * count / most:.1f}" height="{high * count / most:.1f}"/>'
+        for i, count in enumerate(counts)
+    )
+
+    def across(value: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT) * value / top
+
+    ticks = "".join(
+        f'<text x="{across(tick):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{tick:g}</text>'
+        for tick in nice_ticks(0.0, top, 4)
+    )
+    at = across(threshold)
+    line = (
+        f'<line class="reference" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{_HEIGHT - _BOTTOM}"/>' if at <= _WIDTH else ""
+    )
+    said = f"{name}: {len(ranges)} prompts, {sum(value > threshold for value in ranges)} above the threshold."
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{escape(said)}">'
+        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{most}</text>{bars}{line}{ticks}</svg>'
+    )
