@@ -117,7 +117,7 @@ def _interval(prompt_means: NDArray[np.float64], *, resamples: int, level: float
             f"received {n} of {prompt_means.size}."
         )
     mean = float(kept.mean())
-    tail = _expanded_tail(n, level)
+    tail = expanded_tail(n, level)
     low, high = np.quantile(_resampled_means(kept, resamples, seed), [tail, 1.0 - tail])
     # Rounding alone can put the mean of equal values outside of its own resamples.
     return Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean), n=n)
@@ -134,7 +134,7 @@ def _resampled_means(kept: NDArray[np.float64], resamples: int, seed: int) -> ND
     return np.concatenate(means)
 
 
-def _expanded_tail(n: int, level: float) -> float:
+def expanded_tail(n: int, level: float) -> float:
     """Probability to cut from each end of the bootstrap distribution of `n` prompts."""
     normal = NormalDist()
     return normal.cdf(-math.sqrt(n / (n - 1)) * _student_quantile(normal.inv_cdf(0.5 + level / 2), n - 1))
