@@ -27,9 +27,7 @@ from rewards.pixels import finite_images
 FACETS: dict[str, frozenset[str]] = {
     "objects": frozenset({"kind", "glasses", "beard", "top", "eyes", "orb"}),
     "shape": frozenset({"hair", "pot_shape", "shape"}),
-    "colour": frozenset(
-        {"background", "hair_color", "shirt", "pot", "bloom", "body", "sky", "hills", "card", "ink"}
-    ),
+    "colour": frozenset({"background", "hair_color", "shirt", "pot", "bloom", "body", "sky", "hills", "card", "ink"}),
     "position": frozenset({"position"}),
     "text": frozenset({"text"}),
 }

@@ -11,9 +11,10 @@ from typing import Any
 
 from evaluation.curves import Curve, read_tensorboard_curves
 from evaluation.page import render_page
-from evaluation.records import TASKS, Comparison, ComparisonRow, Report
+from evaluation.records import TASKS, Claim, Comparison, ComparisonRow, Report
 
 __all__ = [
+    "Claim",
     "Comparison",
     "ComparisonRow",
     "Curve",
@@ -29,8 +30,8 @@ def to_json(report: Report) -> dict[str, Any]:
 
     Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to
         `elo`, `low`, `high`),
-    `seconds`, `settings`, `categories`, `gains` (intervals like those of `bench`) and `commands`. Both
-    tasks are always there, empty where nothing was measured.
+    `seconds`, `settings`, `categories`, `gains` and `arena_categories` (by task, like those of `bench` and `arena`),
+    `claims` and `commands`. Both tasks are always there in `bench` and `arena`, empty where nothing was measured.
     """
     arena = report.arena or {}
     return {
@@ -46,10 +47,20 @@ def to_json(report: Report) -> dict[str, Any]:
         "seconds": dict(report.seconds),
         "settings": dict(report.settings),
         "categories": {
-            category: {model: asdict(interval) for model, interval in row.items()}
-            for category, row in report.categories.items()
+            task: {
+                category: {model: asdict(interval) for model, interval in row.items()} for category, row in rows.items()
+            }
+            for task, rows in report.categories.items()
         },
-        "gains": {category: asdict(interval) for category, interval in report.gains.items()},
+        "gains": {
+            task: {category: asdict(interval) for category, interval in rows.items()}
+            for task, rows in report.gains.items()
+        },
+        "arena_categories": {
+            task: {category: {model: asdict(rating) for model, rating in row.items()} for category, row in rows.items()}
+            for task, rows in report.arena_categories.items()
+        },
+        "claims": [asdict(claim) for claim in report.claims],
         "commands": list(report.commands),
     }
 
