@@ -138,8 +138,8 @@ class FidelityReward(Reward):
 class EdgeReward(Reward):
     """How clean the drawing is, whatever the prompt: the art is flat colours with sharp edges.
 
-    Share of the pairs of neighbouring pixels that have one colour (RGB distance below 0.05) or a clear edge between them
-    (above 0.3), and are neither smeared nor smudged.
+    Share of the pairs of neighbouring pixels that have one colour (RGB distance below 0.05) or a clear edge between
+    them (above 0.3), and are neither smeared nor smudged.
     """
 
     @override
@@ -173,8 +173,8 @@ class VarietyReward(Reward):
     For every pair of a prompt's images: the share of the attributes left open in which they differ, times the share of
     the requested attributes that the one shows, times that of the other. The mean over pairs is divided by what two
     independent true scenes would reach (attributes differ with probability 1 - 1/V for V values), so 5 is the world's
-    own variety. A score of the group: every image of a prompt carries it, and a batch must hold all of them side by side,
-    as `test` makes them.
+    own variety. A score of the group: every image of a prompt carries it, and a batch must hold all of them, as `test`
+    makes them.
     """
 
     @override

@@ -206,6 +206,7 @@ def _request(prompt: str) -> Request | None:
 
 
 def credit(name: str, requested: str, predicted: str) -> float:
+    """Credit in [0, 1] for one requested attribute: letters count one by one, everything else is right or wrong."""
     if name != "text":
         return float(requested == predicted)
     right = sum(a == b for a, b in zip(requested, predicted, strict=False))

@@ -1,4 +1,4 @@
-"""The picture of a pipeline: boxes in rows with arrows, as inline SVG that a phone can show without shrinking its text."""
+"""The picture of a pipeline: boxes in rows with arrows, as inline SVG that a phone shows without shrinking its text."""
 
 from __future__ import annotations
 

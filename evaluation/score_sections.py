@@ -84,8 +84,8 @@ def arena_charts(report: Report) -> str:
         )
         charts.append(f'<div class="by-category">{panels}</div>' if panels else "")
     lead = (
-        '<p class="lead">Bradley-Terry ratings on the Elo scale, mean 1000, with 95\u00a0% intervals resampled by prompt. '
-        "Ten points more are an expected win rate of 51.4\u00a0%, fifty 57.1\u00a0%, a hundred 64.0\u00a0%.</p>"
+        '<p class="lead">Bradley-Terry ratings on the Elo scale, mean 1000, with 95\u00a0% intervals resampled by '
+        "prompt. Ten points more are an expected win rate of 51.4\u00a0%, fifty 57.1\u00a0%, a hundred 64.0\u00a0%.</p>"
     )
     return lead + "".join(charts) if charts else ""
 

@@ -1,4 +1,4 @@
-"""`python -m evaluation.voting --left DIR --right DIR`: a small local page where people vote between two models' images.
+"""`python -m evaluation.voting --left DIR --right DIR`: a local page where people vote between two models' images.
 
 Each page shows one prompt and two images without names, in an order that is drawn for every battle anew but stays when
 the page is loaded again. Votes are appended to a JSON Lines file that `evaluation.battles.read_battles` reads; a battle
@@ -31,7 +31,9 @@ from evaluation.voting_page import VOTES, done_page, voting_page
 
 _MAX_BODY = 1000
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'",
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'"
+    ),
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }

@@ -134,7 +134,7 @@ def test_edits_show_their_source(folders, votes):
 
 
 def test_bad_folders_are_named(folders, votes, tmp_path):
-    with pytest.raises(ValueError, match="callbacks.ImageWriter"):
+    with pytest.raises(ValueError, match=r"callbacks\.ImageWriter"):
         Ballot(folders[0], ("other", tmp_path), votes)
     with pytest.raises(ValueError, match="Both models are called"):
         Ballot(folders[0], folders[0], votes)
