@@ -109,7 +109,7 @@ def build_report(
 def _summary(plan: Plan, gains: Mapping[str, Mapping[str, Interval]]) -> list[str]:
     last = plan.models[-1]
     lines = [
-        "GRPO trained the shipped base on prompts of the demo world: groups of images are drawn inside the training step, "
+        "GRPO trained the shipped base on the demo world: groups of images are drawn inside the training step, "
         "an annotator scores them, and the update moves the model towards the better images of each group."
     ]
     if plan.selection == "all":
@@ -121,7 +121,7 @@ def _summary(plan: Plan, gains: Mapping[str, Mapping[str, Interval]]) -> list[st
         change = found[OVERALL]
         what = "Text-to-image" if task == "t2i" else "Editing"
         lines.append(
-            f"{what}, judge's overall score on held-out prompts: {last} {change.mean:+.1f} points over the base (95 % "
+            f"{what}, judge's overall score, held-out prompts: {last} {change.mean:+.1f} points over the base (95 % "
             f"interval {change.low:+.1f} to {change.high:+.1f})."
         )
     return [*([_QUICK_NOTE] if plan.quick else []), *lines]
