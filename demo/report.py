@@ -39,8 +39,8 @@ CURVES = {
 _PIPELINE = (
     Box(name="base", note="pretrained, shipped", row=0),
     Box(name="t2i_teacher", note="RL on prompts", row=1, after=["base"]),
-    Box(name="edit_teacher", note="RL on edits", row=1, after=["base"]),
     Box(name="mix_rl", note="RL on both at once", row=1, after=["base"], baseline=True),
+    Box(name="edit_teacher", note="RL on edits", row=1, after=["base"]),
     Box(name="student", note="distilled from both", row=2, after=["t2i_teacher", "edit_teacher"]),
 )
 _NOTES = (
@@ -79,6 +79,8 @@ def build_report(
         task: {m: ScoreTable.load(plan.test_directory(m, task) / "test_scores.jsonl") for m in plan.models}
         for task in plan.tasks
     }
+    tested = {task: bench(tables[task], trees[task]) for task in plan.tasks}
+    pillars = {task: (*trees[task].pillars, OVERALL) for task in plan.tasks}
     gains = {task: _gains(tables[task], plan.models, trees[task]) for task in plan.tasks}
     arena, by_category = _arena(plan, tables, trees)
     machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -88,7 +90,10 @@ def build_report(
         title="The recipe on a tiny Qwen-Image 2.1" if len(plan.tasks) > 1 else "RL on a tiny Qwen-Image 2.1",
         summary=_summary(plan, gains),
         models=list(plan.models),
-        bench={task: bench(tables[task], trees[task]) for task in plan.tasks},
+        bench={task: {n: row for n, row in table.items() if n in pillars[task]} for task, table in tested.items()},
+        bench_parts={
+            task: {n: row for n, row in table.items() if n not in pillars[task]} for task, table in tested.items()
+        },
         categories={task: _categories(tables[task], trees[task]) for task in plan.tasks},
         gains=gains,
         pipeline=[box for box in _PIPELINE if box.name in plan.models],

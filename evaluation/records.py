@@ -76,6 +76,7 @@ class Report:
         models: model names in the order of the tables; the first is the reference that gains are measured
             from.
         bench: task (`t2i`, `edit`) to pillar to model to interval; higher is better in every pillar.
+        bench_parts: task to second level or facet to model to interval: what the pillars are made of.
         categories: task to category to model to interval, the overall score split by semantic category.
         gains: task to category to the paired gain of the last model over the first; an entry `overall` is shown
             first and as a headline.
@@ -97,6 +98,7 @@ class Report:
     summary: Sequence[str]
     models: Sequence[str]
     bench: Mapping[str, Mapping[str, Mapping[str, Interval]]]
+    bench_parts: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
     categories: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
     gains: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     pipeline: Sequence[Box] = ()
@@ -129,13 +131,13 @@ class Report:
 
     def _check_names(self) -> None:
         arena = self.arena or {}
-        tasks = [*self.bench, *arena, *self.categories, *self.gains, *self.arena_categories]
+        tasks = [*self.bench, *arena, *self.categories, *self.gains, *self.arena_categories, *self.bench_parts]
         _require_known(tasks, TASKS, "task", "the tasks")
         places = [
             *((f"bench[{task!r}][{pillar!r}]", row) for task in self.bench for pillar, row in self.bench[task].items()),
             *(
                 (f"{name}[{task!r}][{category!r}]", row)
-                for name in ("categories", "arena_categories")
+                for name in ("bench_parts", "categories", "arena_categories")
                 for task, rows in getattr(self, name).items()
                 for category, row in rows.items()
             ),

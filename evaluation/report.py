@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
     Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to
         `elo`, `low`, `high`),
-    `seconds`, `settings`, `categories`, `gains` and `arena_categories` (by task, like those of `bench` and `arena`),
+    `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of `bench` and `arena`),
     `claims` and `commands`. Both tasks are always there in `bench` and `arena`, empty where nothing was measured.
     """
     arena = report.arena or {}
@@ -46,22 +47,23 @@ def to_json(report: Report) -> dict[str, Any]:
         "arena": {task: {model: asdict(rating) for model, rating in arena.get(task, {}).items()} for task in TASKS},
         "seconds": dict(report.seconds),
         "settings": dict(report.settings),
-        "categories": {
-            task: {
-                category: {model: asdict(interval) for model, interval in row.items()} for category, row in rows.items()
-            }
-            for task, rows in report.categories.items()
-        },
+        "bench_parts": _by_task(report.bench_parts),
+        "categories": _by_task(report.categories),
         "gains": {
             task: {category: asdict(interval) for category, interval in rows.items()}
             for task, rows in report.gains.items()
         },
-        "arena_categories": {
-            task: {category: {model: asdict(rating) for model, rating in row.items()} for category, row in rows.items()}
-            for task, rows in report.arena_categories.items()
-        },
+        "arena_categories": _by_task(report.arena_categories),
         "claims": [asdict(claim) for claim in report.claims],
         "commands": list(report.commands),
+    }
+
+
+def _by_task(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Tables of intervals or ratings, by task and row and model, as plain dictionaries."""
+    return {
+        task: {name: {model: asdict(record) for model, record in row.items()} for name, row in rows.items()}
+        for task, rows in tables.items()
     }
 
 

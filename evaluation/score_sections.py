@@ -57,6 +57,11 @@ def score_tables(report: Report) -> str:
         for task, pillars in report.bench.items()
         if pillars
     ]
+    for task, parts in report.bench_parts.items():
+        if parts:
+            caption = f"{_TASK_TITLES[task]}: what the pillars are made of."
+            table = _table(parts, report, "second level, facet", caption)
+            tables.append(f"<details><summary>{escape(caption)}</summary>{table}</details>")
     name = report.score_name[:1].upper() + report.score_name[1:]
     tables += [
         _table(

@@ -13,6 +13,7 @@ from demo.captions import caption
 from demo.degrade import CORRUPTIONS
 from demo.edits import make_edit
 from demo.vocabulary import ATTRIBUTES, CATEGORIES
+from demo.wording import WRITERS
 from demo.world import make_scene, render
 from rewards.base import Samples
 
@@ -70,10 +71,9 @@ def test_smearing_costs_edges_and_a_strange_ground_costs_palette(samples):
 
 
 def test_variety_wants_images_that_differ_and_are_right():
-    # A prompt that fixes the key attributes of creatures: shape and eyes stay open.
     scenes = [make_scene(5, i, split="test", category="creature") for i in range(200)]
     base = scenes[0].attributes
-    prompt = f"a creature with a {base['body']} body"
+    prompt = WRITERS["creature"]({"body": base["body"]}, np.random.default_rng(0))
     right = [s for s in scenes if s.attributes["body"] == base["body"]][:4]
     wrong = [s for s in scenes if s.attributes["body"] != base["body"]][:4]
     batch = _tensor([*right, *wrong, *[right[0]] * 4])
