@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 0
+# t2i: the text-to-image teacher alone; all: the whole recipe
+STAGES ?= t2i
+# QUICK=1 runs the same stages in small
+QUICK ?=
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint
@@ -12,7 +16,7 @@ $(VENV)/.installed: requirements.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m demo.run --seed $(SEED) $(ARGS)
+	$(BIN)/python -m demo.run --seed $(SEED) --stages $(STAGES) $(if $(QUICK),--quick) $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)

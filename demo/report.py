@@ -1,7 +1,4 @@
-"""From the files that the demo's stages leave to the report's record.
-
-Shapes: P prompts, M images a prompt.
-"""
+"""From the files that the demo's stages leave to the report's record."""
 
 from __future__ import annotations
 
@@ -16,140 +13,195 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.world import CATEGORIES
-from evaluation import (
-    Comparison,
-    ComparisonRow,
-    Interval,
-    Report,
-    bootstrap_mean,
-    paired_gain,
-    read_tensorboard_curves,
-)
+from demo.claims import claims
+from demo.recipe import Plan
+from evaluation import BenchTree, Box, Comparison, ComparisonRow, Curve, Interval, Report, ScoreTable, bench
+from evaluation.battles import battles_from_values, rate, rate_by_category, write_battles
+from evaluation.bench import OVERALL, gain, image_values, prompt_values
+from evaluation.curves import read_tensorboard_curves
+from evaluation.statistics import bootstrap_mean
 from models.images import from_uint8
 
-MODELS = ("base", "t2i_teacher")
-#: pillar of the report -> the judge's score it is made of
-PILLARS = {"alignment": "judge/accuracy", "quality": "judge/quality"}
+TREES = {"t2i": Path("demo/bench/t2i.yaml"), "edit": Path("demo/bench/edit.yaml")}
+#: images whose overall scores are closer than this are a tie, in points of 0..100
+TIE_BAND = 2.0
+ROWS_A_CATEGORY = 6
+#: tag -> title of the learning curves; the first that a run has logged are shown
 CURVES = {
     "reward/mean": "reward of the rollouts",
     "reward/std": "reward deviation inside a group",
     "val/alignment/mean": "alignment, fixed validation prompts",
     "val/quality/mean": "quality, fixed validation prompts",
+    "val/success/mean": "edit done, fixed validation edits",
+    "train/loss": "loss",
     "update/gradient_norm": "gradient norm",
-    "time/images_per_s": "images a second",
 }
-ROWS_A_CATEGORY = 6
-NOTES = (
+_PIPELINE = (
+    Box(name="base", note="pretrained, shipped", row=0),
+    Box(name="t2i_teacher", note="RL on prompts", row=1, after=["base"]),
+    Box(name="mix_rl", note="RL on both at once", row=1, after=["base"], baseline=True),
+    Box(name="edit_teacher", note="RL on edits", row=1, after=["base"]),
+    Box(name="student", note="distilled from both", row=2, after=["t2i_teacher", "edit_teacher"]),
+)
+_NOTES = (
     "The judge is a set of verifiers trained on other renders, with other seeds, than the annotator that gives the "
-    "reward. It never touches training; letters and flat colours are read by the same exact rules in both.",
+    "reward. It never touches training; letters and flat colours are read by the same exact rules in both. "
+    "docs/evaluation.md says what each pillar cannot see.",
     "The base learnt from pictures of which 60 % were damaged on purpose (demo/README.md): part of the gain is leaving "
     "the damage out. No guidance is used; docs/results.md has what guidance does to base and teacher.",
-    "Both models draw the same held-out prompts from the same noise in the same way. No training prompt "
+    "All models draw the same held-out prompts from the same noise in the same way. No training prompt "
     "names a combination of key attributes that a test prompt names.",
+    "Battles are judged by the difference of the bench's overall scores of two images that started from the same noise; "
+    f"less than {TIE_BAND:g} points are a tie. They add no opinion that the bench does not have. For people's votes: "
+    "python -m evaluation.voting.",
     "Intervals are 95 %, resampled by prompt. They say nothing of the spread between training seeds.",
     "Everything here ran on a CPU with a toy-sized model of the real classes. Nothing in this report has run on a GPU.",
 )
-
-
-class Scores:
-    """The judge's scores of one model, from `test_scores.jsonl`.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        self.categories = {row["id"]: row["category"] for row in self._rows}
-
-    def matrix(self, name: str, category: str | None = None) -> np.ndarray:
-        """Scores on 0..1, shape (P, M), prompts in ascending id; NaN where one could not be given."""
-        by_prompt: dict[int, list[float]] = {}
-        for row in self._rows:
-            if category is None or row["category"] == category:
-                score = row["scores"][name]
-                by_prompt.setdefault(row["id"], []).append(float("nan") if score is None else (score - 1) / 4)
-        return np.array([by_prompt[i] for i in sorted(by_prompt)])
-
-    def first(self, identifier: int, name: str) -> float:
-        """Score of a prompt's first image, on 0..1."""
-        score = next(row["scores"][name] for row in self._rows if row["id"] == identifier)
-        return float("nan") if score is None else (score - 1) / 4
+_QUICK_NOTE = (
+    "This was a quick run: a dozen updates a model and 60 test prompts of two images. It shows that every stage works "
+    "and that the report can be made. It cannot show that anything was learnt: gains of a run this short are noise."
+)
 
 
 def build_report(
-    directory: Path, seconds: Mapping[str, float], commands: Sequence[str], settings: dict[str, Any]
+    plan: Plan, *, seconds: Mapping[str, float], commands: Sequence[str], left_out: Mapping[str, str]
 ) -> Report:
-    """The demo's report.
+    """The demo's report; writes the battles beside it.
 
     Args:
-        directory: of the demo run.
+        plan: what was run.
         seconds: wall-clock time by stage.
         commands: what was run.
-        settings: to show beside the machine's own.
+        left_out: stages that could not run, with the reason.
     """
-    scores = {name: Scores(directory / f"test_{name}" / "test_scores.jsonl") for name in MODELS}
-    bench = {
-        pillar: {name: bootstrap_mean(scores[name].matrix(key)) for name in MODELS} for pillar, key in PILLARS.items()
+    trees = {task: BenchTree.load(TREES[task]) for task in plan.tasks}
+    tables = {
+        task: {m: ScoreTable.load(plan.test_directory(m, task) / "test_scores.jsonl") for m in plan.models}
+        for task in plan.tasks
     }
-    categories = {
-        c: {name: bootstrap_mean(scores[name].matrix(PILLARS["alignment"], c)) for name in MODELS} for c in CATEGORIES
-    }
-    gains = {"overall": _gain(scores, None)} | {category: _gain(scores, category) for category in CATEGORIES}
+    tested = {task: bench(tables[task], trees[task]) for task in plan.tasks}
+    pillars = {task: (*trees[task].pillars, OVERALL) for task in plan.tasks}
+    gains = {task: _gains(tables[task], plan.models, trees[task]) for task in plan.tasks}
+    arena, by_category = _arena(plan, tables, trees)
     machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    settings = {"seed": plan.seed, "stages": plan.selection, "quick": plan.quick, "extra": list(plan.extra)}
+    left = [f"Left out: {name}, because {reason}." for name, reason in left_out.items()]
     return Report(
-        title="Reinforcement learning on a tiny Qwen-Image 2.1",
-        summary=_summary(gains["overall"], bench["alignment"]),
-        models=list(MODELS),
-        bench={"t2i": bench, "edit": {}},
-        categories=categories,
+        title="The recipe on a tiny Qwen-Image 2.1" if len(plan.tasks) > 1 else "RL on a tiny Qwen-Image 2.1",
+        summary=_summary(plan, gains),
+        models=list(plan.models),
+        bench={task: {n: row for n, row in table.items() if n in pillars[task]} for task, table in tested.items()},
+        bench_parts={
+            task: {n: row for n, row in table.items() if n not in pillars[task]} for task, table in tested.items()
+        },
+        categories={task: _categories(tables[task], trees[task]) for task in plan.tasks},
         gains=gains,
-        curves=read_tensorboard_curves(directory / "t2i_teacher", CURVES),
-        grids=[_comparison(directory, scores, category) for category in CATEGORIES],
+        pipeline=[box for box in _PIPELINE if box.name in plan.models],
+        claims=claims(tables, trees),
+        curves=[curve for model in plan.models[1:] for curve in _curves(plan.directory / model, model)],
+        grids=[grid for task in plan.tasks for grid in _grids(plan, task, tables[task], trees[task])],
+        arena=arena,
+        arena_categories=by_category,
         seconds={name: round(value, 1) for name, value in seconds.items()},
         settings=settings | machine,
         commands=list(commands),
-        notes=list(NOTES),
-        score_name="judge accuracy",
-        score_format=".1%",
+        notes=[*([_QUICK_NOTE] if plan.quick else []), *left, *_NOTES],
+        score_name="judge's overall score",
+        score_format=".1f",
     )
 
 
-def _summary(gain: Interval, alignment: Mapping[str, Interval]) -> list[str]:
-    return [
-        "GRPO trained the shipped base on prompts of the demo world: groups of images are drawn inside the "
-        "training step, an annotator scores how many of the requested attributes they show, and the update moves "
-        "the model towards the better images of each group.",
-        f"On held-out prompts the judge finds {alignment['t2i_teacher'].mean:.1%} of the requested attributes, "
-        f"against {alignment['base'].mean:.1%} for the base: {100 * gain.mean:+.1f} points (95 % interval "
-        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}).",
+def _summary(plan: Plan, gains: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+    last = plan.models[-1]
+    lines = [
+        "GRPO trained the shipped base on the demo world: groups of images are drawn inside the training step, "
+        "an annotator scores them, and the update moves the model towards the better images of each group."
     ]
-
-
-def _gain(scores: Mapping[str, Scores], category: str | None) -> Interval:
-    before, after = (scores[name].matrix(PILLARS["alignment"], category) for name in MODELS)
-    return paired_gain(before, after)
-
-
-def _comparison(directory: Path, scores: Mapping[str, Scores], category: str) -> Comparison:
-    """The first prompts of a category, not the best: nothing here is picked."""
-    chosen = sorted(i for i, c in scores["base"].categories.items() if c == category)[:ROWS_A_CATEGORY]
-    index = {name: _index(directory / f"test_{name}" / "images") for name in MODELS}
-    rows = [
-        ComparisonRow(
-            prompt=index["base"][i]["prompt"],
-            images={name: _image(directory / f"test_{name}" / "images" / index[name][i]["file"]) for name in MODELS},
-            scores={name: scores[name].first(i, PILLARS["alignment"]) for name in MODELS},
+    if plan.selection == "all":
+        lines[0] += (
+            " One teacher learnt text-to-image and one editing; the student was distilled from both on its own "
+            "trajectories. Mix-RL, one model trained on both tasks at once, is what it has to beat."
         )
-        for i in chosen
-    ]
-    return Comparison(category=category, rows=rows)
+    for task, found in gains.items():
+        change = found[OVERALL]
+        what = "Text-to-image" if task == "t2i" else "Editing"
+        lines.append(
+            f"{what}, judge's overall score, held-out prompts: {last} {change.mean:+.1f} points over the base (95 % "
+            f"interval {change.low:+.1f} to {change.high:+.1f})."
+        )
+    return [*([_QUICK_NOTE] if plan.quick else []), *lines]
+
+
+def _gains(tables: Mapping[str, ScoreTable], models: Sequence[str], tree: BenchTree) -> dict[str, Interval]:
+    first, last = tables[models[0]], tables[models[-1]]
+    categories = list(dict.fromkeys(first.categories))
+    return {OVERALL: gain(first, last, tree)} | {c: gain(first, last, tree, category=c) for c in categories}
+
+
+def _categories(tables: Mapping[str, ScoreTable], tree: BenchTree) -> dict[str, dict[str, Interval]]:
+    names = dict.fromkeys(next(iter(tables.values())).categories)
+    return {
+        name: {m: bootstrap_mean(prompt_values(t.select(name), tree)[OVERALL]) for m, t in tables.items()}
+        for name in names
+    }
+
+
+def _arena(plan: Plan, tables: Mapping[str, Mapping[str, ScoreTable]], trees: Mapping[str, BenchTree]) -> tuple:
+    """Ratings by task, and by task and category."""
+    ratings, by_category = {}, {}
+    for task, found in tables.items():
+        values = {model: image_values(table, trees[task])[OVERALL] for model, table in found.items()}
+        some = found[plan.models[0]]
+        battles = battles_from_values(values, some.ids, some.categories, tie_band=TIE_BAND)
+        write_battles(battles, plan.directory / f"battles_{task}.jsonl")
+        ratings[task] = rate(battles, names=plan.models)
+        by_category[task] = rate_by_category(battles, names=plan.models)
+    return ratings, by_category
+
+
+def _curves(directory: Path, model: str) -> list[Curve]:
+    """The curves that this training logged, by name of the model."""
+    found = []
+    for tag, title in CURVES.items():
+        try:
+            found += read_tensorboard_curves(directory, {tag: f"{model}: {title}"})
+        except ValueError:  # a stage that does not log this
+            continue
+    return found
+
+
+def _grids(plan: Plan, task: str, tables: Mapping[str, ScoreTable], tree: BenchTree) -> list[Comparison]:
+    """The first prompts of each category, not the best: nothing here is picked."""
+    directories = {model: plan.test_directory(model, task) / "images" for model in plan.models}
+    index = {model: _index(directory) for model, directory in directories.items()}
+    values = {model: image_values(table, tree)[OVERALL] for model, table in tables.items()}
+    sources = _sources(plan.directory / "edits" / "test.jsonl") if task == "edit" else {}
+    some = tables[plan.models[0]]
+    grids = []
+    for category in dict.fromkeys(some.categories):
+        rows = []
+        for row in [i for i, c in enumerate(some.categories) if c == category][:ROWS_A_CATEGORY]:
+            number = some.ids[row]
+            rows.append(
+                ComparisonRow(
+                    prompt=some.prompts[row],
+                    images={m: _image(directories[m] / index[m][number]["file"]) for m in plan.models},
+                    scores={m: float(values[m][row, 0]) for m in plan.models},
+                    source=_image(sources[number]) if number in sources else None,
+                )
+            )
+        grids.append(Comparison(category=category if task == "t2i" else f"edits: {category}", rows=rows))
+    return grids
 
 
 def _index(directory: Path) -> dict[int, dict[str, Any]]:
     rows = (json.loads(line) for line in (directory / "index.jsonl").read_text(encoding="utf-8").splitlines())
     return {row["id"]: row for row in rows if row["member"] == 0}
+
+
+def _sources(path: Path) -> dict[int, Path]:
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: path.parent / row["source"] for row in rows}
 
 
 def _image(path: Path) -> Tensor:

@@ -148,7 +148,7 @@ class Verifier(nn.Module):
             requested[i] = requests[i].attributes
             predicted[i] = {name: reading.value(name) for name in requested[i]}
             probabilities[i] = {name: reading.probability(name, v) for name, v in requested[i].items()}
-            credits = [_credit(name, v, predicted[i][name]) for name, v in requested[i].items()]
+            credits = [credit(name, v, predicted[i][name]) for name, v in requested[i].items()]
             accuracy[i] = sum(credits) / len(credits)
             probability[i] = sum(probabilities[i].values()) / len(credits)
         return Verdict(
@@ -222,7 +222,8 @@ def _request(prompt: str) -> Request | None:
     return request if request.attributes else None
 
 
-def _credit(name: str, requested: str, predicted: str) -> float:
+def credit(name: str, requested: str, predicted: str) -> float:
+    """Credit in [0, 1] for one requested attribute: letters count one by one, everything else is right or wrong."""
     if name != "text":
         return float(requested == predicted)
     right = sum(a == b for a, b in zip(requested, predicted, strict=False))

@@ -10,8 +10,19 @@ from typing import Any
 from evaluation.charts import line_chart
 from evaluation.comparisons import comparison_cards
 from evaluation.curves import Curve
+from evaluation.pipeline_picture import pipeline_picture
 from evaluation.records import Report
-from evaluation.score_sections import OVERALL, arena_charts, gain_chart, score_tables, scrolling, signed, tone
+from evaluation.score_sections import (
+    OVERALL,
+    arena_charts,
+    claims_table,
+    gain_chart,
+    score_tables,
+    scrolling,
+    signed,
+    task_title,
+    tone,
+)
 
 _STYLE = Path(__file__).with_name("page.css")
 
@@ -39,6 +50,8 @@ def render_page(report: Report) -> str:
 
 def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
     """Anchor, title and content of every section; those without content are left out of the page."""
+    yield "pipeline", "What was made from what", pipeline_picture(report.pipeline)
+    yield "claims", "Does it hold?", claims_table(report)
     yield "gains", f"Gain over {report.models[0]}", gain_chart(report)
     yield "scores", "Scores", score_tables(report)
     yield "arena", "Arena", arena_charts(report)
@@ -52,13 +65,15 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
 
 def _tiles(report: Report) -> str:
     tiles = []
-    overall = report.gains.get(OVERALL)
-    if overall is not None:
-        show = signed(report.score_format)
-        unit = " points" if report.score_format.endswith("%") else ""
-        detail = f"{show(overall.low)} to {show(overall.high)} (95\u00a0%), {overall.n} prompts"
-        tiles.append((tone(overall), f"Overall gain, {report.score_name}", show(overall.mean) + unit, detail))
-    parts = [gain for name, gain in report.gains.items() if name != OVERALL]
+    show = signed(report.score_format)
+    unit = " points" if report.score_format.endswith("%") else ""
+    for task, gains in report.gains.items():
+        overall = gains.get(OVERALL)
+        if overall is not None:
+            detail = f"{show(overall.low)} to {show(overall.high)} (95\u00a0%), {overall.n} prompts"
+            title = f"{task_title(task)}: gain, {report.score_name}"
+            tiles.append((tone(overall), title, show(overall.mean) + unit, detail))
+    parts = [gain for gains in report.gains.values() for name, gain in gains.items() if name != OVERALL]
     if parts:
         risen, fallen = (sum(tone(gain) == way for gain in parts) for way in ("up", "down"))
         detail = f"{fallen} fell, {len(parts) - risen - fallen} undecided"

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from evaluation.arena import Rating
 from evaluation.curves import Curve
+from evaluation.pipeline_picture import Box
 from evaluation.statistics import Interval
 
 TASKS = ("t2i", "edit")
+VERDICTS = ("holds", "fails", "undecided")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,25 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something that should hold, and whether it did.
+
+    Attributes:
+        text: what should hold.
+        found: the number it rests on, with its interval, as text.
+        verdict: `holds`, `fails`, or `undecided` where the interval allows both.
+    """
+
+    text: str
+    found: str
+    verdict: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"A claim's verdict is one of {list(VERDICTS)}, received {self.verdict!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything `write_report` shows.
 
@@ -55,12 +76,16 @@ class Report:
         models: model names in the order of the tables; the first is the reference that gains are measured
             from.
         bench: task (`t2i`, `edit`) to pillar to model to interval; higher is better in every pillar.
-        categories: category to model to interval, the same scores split by semantic category.
-        gains: category to the paired gain over the first model; an entry `overall` is shown first and as
-            the headline.
+        bench_parts: task to second level or facet to model to interval: what the pillars are made of.
+        categories: task to category to model to interval, the overall score split by semantic category.
+        gains: task to category to the paired gain of the last model over the first; an entry `overall` is shown
+            first and as a headline.
+        pipeline: what was made from what, as a picture.
+        claims: what should hold, and whether it did.
         curves: learning curves, one chart each.
         grids: before/after comparisons by category.
         arena: task to model to rating; None where no battles were held.
+        arena_categories: task to category to model to rating.
         seconds: stage to wall-clock seconds, in the order they ran.
         settings: what was run, JSON-serialisable; nested mappings are shown with dotted keys.
         commands: the exact commands that reproduce the report, in order.
@@ -73,11 +98,15 @@ class Report:
     summary: Sequence[str]
     models: Sequence[str]
     bench: Mapping[str, Mapping[str, Mapping[str, Interval]]]
-    categories: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    gains: Mapping[str, Interval] = field(default_factory=dict)
+    bench_parts: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
+    categories: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
+    gains: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    pipeline: Sequence[Box] = ()
+    claims: Sequence[Claim] = ()
     curves: Sequence[Curve] = ()
     grids: Sequence[Comparison] = ()
     arena: Mapping[str, Mapping[str, Rating]] | None = None
+    arena_categories: Mapping[str, Mapping[str, Mapping[str, Rating]]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     commands: Sequence[str] = ()
@@ -102,10 +131,16 @@ class Report:
 
     def _check_names(self) -> None:
         arena = self.arena or {}
-        _require_known([*self.bench, *arena], TASKS, "task", "the tasks")
+        tasks = [*self.bench, *arena, *self.categories, *self.gains, *self.arena_categories, *self.bench_parts]
+        _require_known(tasks, TASKS, "task", "the tasks")
         places = [
             *((f"bench[{task!r}][{pillar!r}]", row) for task in self.bench for pillar, row in self.bench[task].items()),
-            *((f"categories[{category!r}]", row) for category, row in self.categories.items()),
+            *(
+                (f"{name}[{task!r}][{category!r}]", row)
+                for name in ("bench_parts", "categories", "arena_categories")
+                for task, rows in getattr(self, name).items()
+                for category, row in rows.items()
+            ),
             *((f"arena[{task!r}]", row) for task, row in arena.items()),
             *((f"grids, {row.prompt!r}, images", row.images) for grid in self.grids for row in grid.rows),
             *((f"grids, {row.prompt!r}, scores", row.scores) for grid in self.grids for row in grid.rows),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evaluation.curves import Curve, read_tensorboard_curves
 from evaluation.page import render_page
-from evaluation.records import TASKS, Comparison, ComparisonRow, Report
+from evaluation.records import TASKS, Claim, Comparison, ComparisonRow, Report
 
 __all__ = [
+    "Claim",
     "Comparison",
     "ComparisonRow",
     "Curve",
@@ -29,8 +31,8 @@ def to_json(report: Report) -> dict[str, Any]:
 
     Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to
         `elo`, `low`, `high`),
-    `seconds`, `settings`, `categories`, `gains` (intervals like those of `bench`) and `commands`. Both
-    tasks are always there, empty where nothing was measured.
+    `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of `bench` and `arena`),
+    `claims` and `commands`. Both tasks are always there in `bench` and `arena`, empty where nothing was measured.
     """
     arena = report.arena or {}
     return {
@@ -45,12 +47,23 @@ def to_json(report: Report) -> dict[str, Any]:
         "arena": {task: {model: asdict(rating) for model, rating in arena.get(task, {}).items()} for task in TASKS},
         "seconds": dict(report.seconds),
         "settings": dict(report.settings),
-        "categories": {
-            category: {model: asdict(interval) for model, interval in row.items()}
-            for category, row in report.categories.items()
+        "bench_parts": _by_task(report.bench_parts),
+        "categories": _by_task(report.categories),
+        "gains": {
+            task: {category: asdict(interval) for category, interval in rows.items()}
+            for task, rows in report.gains.items()
         },
-        "gains": {category: asdict(interval) for category, interval in report.gains.items()},
+        "arena_categories": _by_task(report.arena_categories),
+        "claims": [asdict(claim) for claim in report.claims],
         "commands": list(report.commands),
+    }
+
+
+def _by_task(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Tables of intervals or ratings, by task and row and model, as plain dictionaries."""
+    return {
+        task: {name: {model: asdict(record) for model, record in row.items()} for name, row in rows.items()}
+        for task, rows in tables.items()
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from html import escape
 
+from evaluation.arena import ELO_CENTRE, Rating
 from evaluation.charts import Whisker, whisker_chart
 from evaluation.records import Report
 from evaluation.statistics import Interval
@@ -14,21 +15,34 @@ _TASK_TITLES = {"t2i": "Text to image", "edit": "Editing"}
 
 
 def gain_chart(report: Report) -> str:
-    """Dots and whiskers of the gains, `overall` first; empty without gains."""
-    if not report.gains:
+    """Dots and whiskers of the gains, one chart a task, `overall` first; empty without gains."""
+    if not any(report.gains.values()):
         return ""
-    # A stable sort on one flag: only `overall` moves, to the front.
-    names = sorted(report.gains, key=lambda name: name != OVERALL)
-    rows = [_gain_row(name, report.gains[name]) for name in names]
     unit = " in percentage points" if _is_percent(report.score_format) else ""
     lead = (
         f"Change of the {report.score_name}{unit} from {report.models[0]} to {report.models[-1]} on the same "
         "prompts, with its 95\u00a0% interval. A filled dot: the interval excludes zero."
     )
-    chart = whisker_chart(
-        rows, show=signed(report.score_format), show_tick=_signed_tick(report.score_format), reference=0.0
+    show, show_tick = signed(report.score_format), _signed_tick(report.score_format)
+    charts = []
+    for task, gains in report.gains.items():
+        # A stable sort on one flag: only `overall` moves, to the front.
+        names = sorted(gains, key=lambda name: name != OVERALL)
+        rows = [_gain_row(name, gains[name]) for name in names]
+        if rows:
+            chart = whisker_chart(rows, show=show, show_tick=show_tick, reference=0.0)
+            charts.append(f'{_task_heading(task, report.gains)}<div class="panel">{chart}</div>')
+    return f'<p class="lead">{escape(lead)}</p>{"".join(charts)}'
+
+
+def claims_table(report: Report) -> str:
+    """What should hold, with what was found; empty without claims."""
+    rows = "".join(
+        f'<tr><td class="claim">{escape(c.text)}</td><td class="claim">{escape(c.found)}</td>'
+        f'<td><span class="verdict {escape(c.verdict)}">{escape(c.verdict)}</span></td></tr>'
+        for c in report.claims
     )
-    return f'<p class="lead">{escape(lead)}</p><div class="panel">{chart}</div>'
+    return f'<div class="panel"><table class="claims"><tbody>{rows}</tbody></table></div>' if rows else ""
 
 
 def score_tables(report: Report) -> str:
@@ -43,32 +57,60 @@ def score_tables(report: Report) -> str:
         for task, pillars in report.bench.items()
         if pillars
     ]
-    if report.categories:
-        name = report.score_name[:1].upper() + report.score_name[1:]
-        tables.append(
-            _table(
-                report.categories,
-                report,
-                "category",
-                f"{name} by category: mean, 95\u00a0% interval, n prompts.",
-            )
+    for task, parts in report.bench_parts.items():
+        if parts:
+            caption = f"{_TASK_TITLES[task]}: what the pillars are made of."
+            table = _table(parts, report, "second level, facet", caption)
+            tables.append(f"<details><summary>{escape(caption)}</summary>{table}</details>")
+    name = report.score_name[:1].upper() + report.score_name[1:]
+    tables += [
+        _table(
+            categories,
+            report,
+            "category",
+            f"{_TASK_TITLES[task]}: {name} by category: mean, 95\u00a0% interval, n prompts.",
         )
+        for task, categories in report.categories.items()
+        if categories
+    ]
     return "".join(tables)
 
 
 def arena_charts(report: Report) -> str:
-    """Ratings with intervals, one chart a task, strongest first; empty without battles."""
+    """Ratings with intervals, strongest first, a chart a task and small ones by category; empty without battles."""
     charts = []
     for task, ratings in (report.arena or {}).items():
-        rows = [
-            Whisker(label=name, mean=rating.elo, low=rating.low, high=rating.high, tone="plain")
-            for name, rating in sorted(ratings.items(), key=lambda item: -item[1].elo)
-        ]
-        if rows:
-            chart = whisker_chart(rows, show=lambda value: f"{value:.0f}")
-            charts.append(f'<h3>{escape(_TASK_TITLES[task])}</h3><div class="panel">{chart}</div>')
-    lead = '<p class="lead">Bradley-Terry ratings on the Elo scale, mean 1000, with 95 % intervals.</p>'
+        if not ratings:
+            continue
+        charts.append(f'<h3>{escape(_TASK_TITLES[task])}</h3><div class="panel">{_rating_chart(ratings)}</div>')
+        panels = "".join(
+            f'<div class="panel"><h4>{escape(category)}</h4>{_rating_chart(found)}</div>'
+            for category, found in report.arena_categories.get(task, {}).items()
+        )
+        charts.append(f'<div class="by-category">{panels}</div>' if panels else "")
+    lead = (
+        '<p class="lead">Bradley-Terry ratings on the Elo scale, mean 1000, with 95\u00a0% intervals resampled by '
+        "prompt. Ten points more are an expected win rate of 51.4\u00a0%, fifty 57.1\u00a0%, a hundred 64.0\u00a0%.</p>"
+    )
     return lead + "".join(charts) if charts else ""
+
+
+def _rating_chart(ratings: Mapping[str, Rating]) -> str:
+    rows = [
+        Whisker(label=name, mean=rating.elo, low=rating.low, high=rating.high, tone="plain")
+        for name, rating in sorted(ratings.items(), key=lambda item: -item[1].elo)
+    ]
+    return whisker_chart(rows, show=lambda value: f"{value:.0f}", reference=ELO_CENTRE)
+
+
+def _task_heading(task: str, tasks: Mapping[str, object]) -> str:
+    """A heading where there is more than one task to tell apart."""
+    return f"<h3>{escape(_TASK_TITLES[task])}</h3>" if len(tasks) > 1 else ""
+
+
+def task_title(task: str) -> str:
+    """A task in words."""
+    return _TASK_TITLES[task]
 
 
 def tone(gain: Interval) -> str:
@@ -119,7 +161,7 @@ def _table(rows: Mapping[str, Mapping[str, Interval]], report: Report, first: st
     body = []
     for name, row in rows.items():
         cells = "".join(_interval_cell(row.get(model), report.score_format) for model in models)
-        strong = ' class="strong"' if name == OVERALL else ""
+        strong = ' class="strong"' if name == OVERALL else ' class="part"' if "/" in name else ""
         body.append(f'<tr{strong}><th scope="row">{escape(name)}</th>{cells}<td>{_prompts(row)}</td></tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     # The caption stays outside of the part that scrolls, so that it wraps on a phone.

@@ -9,6 +9,7 @@ Shapes: P prompts, M repeated samples of a prompt, R bootstrap resamples.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -92,6 +93,76 @@ def paired_gain(
     return _interval(second - first, resamples=resamples, level=level, seed=seed)
 
 
+def gain_share(
+    before: ArrayLike,
+    reference: ArrayLike,
+    after: ArrayLike,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """How much of a reference's gain another model has: `mean(after - before) / mean(reference - before)`.
+
+    Args:
+        before: scores of the model that both started from, shape (P,) or (P, M).
+        reference: scores of the model whose gain counts as 1, such as a teacher, on the same prompts.
+        after: scores of the other model on the same prompts.
+        resamples: number of bootstrap resamples R; a resample takes all three models of a prompt.
+        level: confidence level, in (0, 1).
+        seed: seed of the resampling.
+
+    Returns:
+        the share with its interval; None where the reference's gain is not above zero for sure, as a share of
+        nothing says nothing.
+
+    Raises:
+        ValueError: see `paired_gain`.
+    """
+    if paired_gain(before, reference, resamples=resamples, level=level, seed=seed).low <= 0:
+        return None
+    start, teacher, student = (
+        _prompt_means(v, n) for v, n in ((before, "before"), (reference, "reference"), (after, "after"))
+    )
+    if start.shape != student.shape:
+        raise ValueError(f"A share compares the same prompts: received {start.size} and {student.size} rows.")
+    gains = np.stack([student - start, teacher - start], axis=1)
+    gains = gains[np.isfinite(gains).all(axis=1)]
+    n = len(gains)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    sums = draws @ gains
+    sums = sums[sums[:, 1] > 0]  # a resample in which the reference gains nothing has no share
+    tail = expanded_tail(n, level)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [tail, 1 - tail])
+    share = float(gains[:, 0].sum() / gains[:, 1].sum())
+    return Interval(mean=share, low=min(float(low), share), high=max(float(high), share), n=n)
+
+
+def mean_of_gains(
+    differences: Sequence[ArrayLike], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Plain mean of several tasks' mean differences, each resampled by its own prompts.
+
+    Args:
+        differences: one array (P_t,) of per-prompt differences a task; NaN is left out.
+        resamples: number of bootstrap resamples R.
+        level: confidence level, in (0, 1).
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: no task, or a task with fewer than two prompts.
+    """
+    kept = [_prompt_means(values, "differences") for values in differences]
+    kept = [values[~np.isnan(values)] for values in kept]
+    if not kept or min(map(len, kept)) < 2:
+        raise ValueError(f"Each task needs at least 2 prompts without NaN, received {[len(v) for v in kept]}.")
+    mean = float(np.mean([values.mean() for values in kept]))
+    drawn = np.mean([_resampled_means(values, resamples, seed + i) for i, values in enumerate(kept)], axis=0)
+    tail = expanded_tail(min(map(len, kept)), level)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean), n=sum(map(len, kept)))
+
+
 def _prompt_means(values: ArrayLike, name: str) -> NDArray[np.float64]:
     """Mean of each row, shape (P,), NaN where the row has a NaN."""
     array = np.asarray(values, dtype=np.float64)
@@ -117,7 +188,7 @@ def _interval(prompt_means: NDArray[np.float64], *, resamples: int, level: float
             f"received {n} of {prompt_means.size}."
         )
     mean = float(kept.mean())
-    tail = _expanded_tail(n, level)
+    tail = expanded_tail(n, level)
     low, high = np.quantile(_resampled_means(kept, resamples, seed), [tail, 1.0 - tail])
     # Rounding alone can put the mean of equal values outside of its own resamples.
     return Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean), n=n)
@@ -134,7 +205,7 @@ def _resampled_means(kept: NDArray[np.float64], resamples: int, seed: int) -> ND
     return np.concatenate(means)
 
 
-def _expanded_tail(n: int, level: float) -> float:
+def expanded_tail(n: int, level: float) -> float:
     """Probability to cut from each end of the bootstrap distribution of `n` prompts."""
     normal = NormalDist()
     return normal.cdf(-math.sqrt(n / (n - 1)) * _student_quantile(normal.inv_cdf(0.5 + level / 2), n - 1))

@@ -10,7 +10,8 @@ import torch
 
 from evaluation.arena import Rating
 from evaluation.curves import Curve
-from evaluation.report import Comparison, ComparisonRow, Report, write_report
+from evaluation.pipeline_picture import Box, pipeline_picture
+from evaluation.report import Claim, Comparison, ComparisonRow, Report, write_report
 from evaluation.statistics import Interval
 
 NASTY = 'a <b>cat</b> & "dog" <script>alert(1)</script>'
@@ -29,11 +30,15 @@ def _report(**changes) -> Report:
         "summary": ["What <we> did."],
         "models": ["base", "student"],
         "bench": {"t2i": {"alignment": {"base": HALF, "student": HALF}}},
-        "categories": {"portrait": {"base": HALF}},
-        "gains": {"portrait": Interval(mean=-0.1, low=-0.2, high=-0.05, n=20), "overall": HALF},
+        "bench_parts": {"t2i": {"alignment/text": {"base": HALF}}},
+        "categories": {"t2i": {"portrait": {"base": HALF}}},
+        "gains": {"t2i": {"portrait": Interval(mean=-0.1, low=-0.2, high=-0.05, n=20), "overall": HALF}},
+        "pipeline": [Box(name="base <0>", note="n", row=0), Box(name="s", note="m", row=1, after=["base <0>"])],
+        "claims": [Claim(text="1 < 2", found="0.5", verdict="undecided")],
         "curves": [Curve(name="reward <1>", x=[0, 1], y=[1.0, 2.0], low=[0.0, 1.0], high=[2.0, 3.0])],
         "grids": [Comparison(category="portrait", rows=[row])],
         "arena": {"t2i": {"base": Rating(elo=960.0, low=940.0, high=980.0)}},
+        "arena_categories": {"t2i": {"portrait": {"student": Rating(elo=1070.0, low=1040.0, high=1080.0)}}},
         "seconds": {"rollout": 61.0, "update": 0.5},
         "settings": {"seed": 0, "model": {"lr": 1e-4, "guidance": [0.6, 1.0]}},
         "commands": ["make demo", "python train.py fit --model.x='<1>' && echo done"],
@@ -84,8 +89,11 @@ def test_json_follows_the_schema(tmp_path):
         "arena": {"t2i": {"base": {"elo": 960.0, "low": 940.0, "high": 980.0}}, "edit": {}},
         "seconds": {"rollout": 61.0, "update": 0.5},
         "settings": {"seed": 0, "model": {"lr": 1e-4, "guidance": [0.6, 1.0]}},
-        "categories": {"portrait": {"base": half}},
-        "gains": {"portrait": {"mean": -0.1, "low": -0.2, "high": -0.05, "n": 20}, "overall": half},
+        "bench_parts": {"t2i": {"alignment/text": {"base": half}}},
+        "categories": {"t2i": {"portrait": {"base": half}}},
+        "gains": {"t2i": {"portrait": {"mean": -0.1, "low": -0.2, "high": -0.05, "n": 20}, "overall": half}},
+        "arena_categories": {"t2i": {"portrait": {"student": {"elo": 1070.0, "low": 1040.0, "high": 1080.0}}}},
+        "claims": [{"text": "1 < 2", "found": "0.5", "verdict": "undecided"}],
         "commands": ["make demo", "python train.py fit --model.x='<1>' && echo done"],
     }
 
@@ -98,11 +106,13 @@ def test_page_needs_nothing_from_outside(page):
     style = "".join(page.text)
     assert "@import" not in style
     assert "url(" not in style
+    references = [value for _, attrs in page.elements for value in attrs.values() if value and "url(" in value]
+    assert all(value == "url(#tip)" for value in references)
 
 
 def test_page_is_well_formed_and_its_links_lead_somewhere(page):
     assert page.open == []
-    ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    ids = {attrs["id"] for tag, attrs in page.elements if tag == "section"}
     targets = {attrs["href"][1:] for tag, attrs in page.elements if tag == "a"}
     assert targets == ids
     assert "limits" in ids
@@ -197,7 +207,8 @@ def _with_row(**changes) -> dict:
             r"bench\['t2i'\]\['alignment'\].*Did you mean 'student'",
         ),
         ({"bench": {"t2l": {}}}, "Unknown task: 't2l'.*Did you mean 't2i'"),
-        ({"categories": {"portrait": {"teacher": HALF}}}, r"categories\['portrait'\]: 'teacher'"),
+        ({"categories": {"t2i": {"portrait": {"teacher": HALF}}}}, r"categories\['t2i'\]\['portrait'\]: 'teacher'"),
+        ({"gains": {"t2l": {}}}, "Unknown task: 't2l'"),
         ({"arena": {"edit": {"teacher": Rating(elo=1.0, low=0.0, high=2.0)}}}, r"arena\['edit'\]: 'teacher'"),
         (_with_row(scores={"Base": 1.0}), "scores: 'Base'"),
         (_with_row(images={"bsae": torch.rand(3, 4, 4)}), "Did you mean 'base'"),
@@ -232,3 +243,21 @@ def test_a_file_in_place_of_the_directory_is_named(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         write_report(_report(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([Box(name="a", note="", row=0), Box(name="a", note="", row=1)], "different names"),
+        ([Box(name="a", note="", row=0, after=["b"])], "comes from 'b'"),
+        ([Box(name="a", note="", row=0), Box(name="b", note="", row=0, after=["a"])], "no box in a row above"),
+    ],
+)
+def test_bad_pictures_are_named(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline_picture(boxes)
+
+
+def test_a_claim_has_a_known_verdict():
+    with pytest.raises(ValueError, match="'maybe'"):
+        Claim(text="t", found="f", verdict="maybe")

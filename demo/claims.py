@@ -1,0 +1,60 @@
+"""What the recipe promises, held against the judge's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evaluation import BenchTree, Claim, Interval, ScoreTable
+from evaluation.bench import OVERALL, gain, prompt_values
+from evaluation.statistics import gain_share, mean_of_gains
+
+TEACHERS = {"t2i": "t2i_teacher", "edit": "edit_teacher"}
+#: share of each teacher's gain that the student should keep
+KEPT = 0.9
+_WORDS = {"t2i": "text-to-image", "edit": "editing"}
+
+Tables = Mapping[str, Mapping[str, ScoreTable]]
+
+
+def claims(tables: Tables, trees: Mapping[str, BenchTree]) -> list[Claim]:
+    """The claims that the tested models allow to check.
+
+    Args:
+        tables: task to model to scores.
+        trees: of each task.
+    """
+    found = []
+    for task, models in tables.items():
+        teacher = TEACHERS[task]
+        if teacher in models:
+            change = gain(models["base"], models[teacher], trees[task])
+            found.append(_above(f"The {_WORDS[task]} teacher is better than the base.", change, 0.0, "points"))
+    if all("student" in models for models in tables.values()):
+        found += [_kept(tables[task], trees[task], task) for task in tables]
+        if all("mix_rl" in models for models in tables.values()):
+            values = {
+                task: {m: prompt_values(tables[task][m], trees[task])[OVERALL] for m in ("mix_rl", "student")}
+                for task in tables
+            }
+            change = mean_of_gains([found["student"] - found["mix_rl"] for found in values.values()])
+            found.append(_above("The student beats Mix-RL on the mean of both tasks.", change, 0.0, "points"))
+    return found
+
+
+def _kept(models: Mapping[str, ScoreTable], tree: BenchTree, task: str) -> Claim:
+    text = f"The student has at least {KEPT:.0%} of the {_WORDS[task]} teacher's gain."
+    names = ("base", TEACHERS[task], "student")
+    share = gain_share(*(prompt_values(models[name], tree)[OVERALL] for name in names))
+    if share is None:
+        return Claim(text=text, found="the teacher itself did not gain for sure", verdict="undecided")
+    return _above(text, share, KEPT, "of the gain")
+
+
+def _above(text: str, interval: Interval, wanted: float, unit: str) -> Claim:
+    """Holds where the estimate reaches what is wanted and the interval excludes less; fails the other way round."""
+    if interval.low > wanted:
+        verdict = "holds"
+    else:
+        verdict = "fails" if interval.high < wanted else "undecided"
+    numbers = f"{interval.mean:+.2f} {unit} (95 % interval {interval.low:+.2f} to {interval.high:+.2f})"
+    return Claim(text=text, found=numbers, verdict=verdict)

@@ -1,0 +1,161 @@
+"""The recipe as a list of stages: which command makes what, from which inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.stages import Stage
+
+CONFIGS = Path("configs/demo")
+BASE = Path("demo/base")
+PROMPTS = Path("demo/prompts")
+ASSETS = Path("demo/assets")
+#: the tiny vision-language model that reward models start from
+VLM = Path("demo/vlm")
+#: rooms whose code a training run depends on
+CODE = tuple(Path(room) for room in ("flow", "lightning_modules", "models"))
+TASKS = ("t2i", "edit")
+#: what can be run: the text-to-image teacher alone, or the whole recipe
+SELECTIONS = ("t2i", "all")
+#: models that are trained from the base, in the order of the pipeline
+TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
+_TEST_CONFIGS = {
+    "t2i": (CONFIGS / "t2i_teacher.yaml", CONFIGS / "test.yaml"),
+    "edit": (CONFIGS / "edit_teacher.yaml", CONFIGS / "test_edit.yaml"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run of the demo.
+
+    Attributes:
+        directory: where everything is written.
+        seed: of data order and noise.
+        selection: one of `SELECTIONS`.
+        quick: everything in small: whether the stages work, not what they can do.
+        extra: further arguments of every training, such as `--trainer.max_steps=20`.
+    """
+
+    directory: Path
+    seed: int = 0
+    selection: str = "t2i"
+    quick: bool = False
+    extra: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"Unknown selection {self.selection!r}, expected one of {list(SELECTIONS)}.")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that are trained and tested."""
+        return TASKS if self.selection == "all" else TASKS[:1]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that are tested, the base first."""
+        return ("base", *TRAINED) if self.selection == "all" else ("base", TRAINED[0])
+
+    @property
+    def common(self) -> list[str]:
+        """Arguments of every command of `train.py`."""
+        return [f"--run.dir={self.directory}", f"--run.seed={self.seed}"]
+
+    def model_path(self, model: str) -> Path:
+        """Where a model's weights are."""
+        return BASE if model == "base" else self.directory / model / "export"
+
+    def test_directory(self, model: str, task: str) -> Path:
+        """Where a model's scores and images of a task are."""
+        return self.directory / f"test_{task}_{model}"
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """The commands of a run, in order."""
+    everything = plan.selection == "all"
+    made = [*_reward_stages(plan), _curation(plan), _edits(plan)] if everything else []
+    made += [_training(plan, model) for model in plan.models if model != "base"]
+    return made + [_test(plan, model, task) for task in plan.tasks for model in plan.models]
+
+
+def _training(plan: Plan, model: str) -> Stage:
+    config, run = CONFIGS / f"{model}.yaml", plan.directory / model
+    inputs = [config, BASE, PROMPTS, ASSETS, *CODE]
+    if model != "t2i_teacher":
+        inputs.append(plan.directory / "edits" / "train.jsonl")
+    if model == "student":
+        inputs += [plan.model_path("t2i_teacher"), plan.model_path("edit_teacher")]
+    small = ["--trainer.max_steps=12", "--trainer.val_check_interval=6"] if plan.quick else []
+    return Stage(
+        name=model,
+        arguments=["train.py", "fit", f"--config={config}", *plan.common, *small, *plan.extra],
+        inputs=inputs,
+        output=run / "export" / "model_index.json",
+        checkpoints=run / "checkpoints",
+    )
+
+
+def _test(plan: Plan, model: str, task: str) -> Stage:
+    configs, run = _TEST_CONFIGS[task], plan.test_directory(model, task)
+    small = ["--data.max_test=60", "--model.test_members=2"] if plan.quick else []
+    stack = [f"--config={config}" for config in configs]
+    where = [f"--run.name={run.name}", f"--model.model_path={plan.model_path(model)}"]
+    data = [plan.directory / "edits" / "test.jsonl"] if task == "edit" else [PROMPTS]
+    return Stage(
+        name=run.name,
+        arguments=["train.py", "test", *stack, *plan.common, *where, *small],
+        inputs=[*configs, plan.model_path(model), *data, ASSETS, *CODE],
+        output=run / "test_scores.jsonl",
+    )
+
+
+def _edits(plan: Plan) -> Stage:
+    output = plan.directory / "edits"
+    small = ["--count=0.2"] if plan.quick else []
+    return Stage(
+        name="edits",
+        arguments=["-m", "demo.edit_prompts", f"--output={output}", *small],
+        inputs=[Path("demo") / f"{name}.py" for name in ("edit_prompts", "edits", "render", "vocabulary", "world")],
+        output=output / "test.jsonl",
+    )
+
+
+def _curation(plan: Plan) -> Stage:
+    configs = (CONFIGS / "t2i_teacher.yaml", CONFIGS / "curate.yaml")
+    return Stage(
+        name="curation",
+        arguments=["train.py", "curate", *[f"--config={config}" for config in configs], *plan.common],
+        inputs=[*configs, BASE, PROMPTS, ASSETS, *CODE],
+        output=plan.directory / "curation" / "t2i.safetensors",
+    )
+
+
+def _reward_stages(plan: Plan) -> list[Stage]:
+    """Annotations, and the reward model that is fine-tuned on them; left out while no small VLM is shipped."""
+    annotations = plan.directory / "annotations"
+    small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"] if plan.quick else []
+    kinds = {"train": "train", "validation": "validation", "test": "test"}
+    files = [
+        f"--data.{name}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
+        for name, split in kinds.items()
+    ]
+    return [
+        Stage(
+            name="annotations",
+            arguments=["-m", "demo.annotations", f"--output={annotations}"],
+            inputs=[Path("demo") / f"{name}.py" for name in ("annotations", "cases", "judgements")] + [BASE, ASSETS],
+            output=annotations / "test.jsonl",
+            needs=VLM,
+        ),
+        Stage(
+            name="reward",
+            arguments=["train.py", "fit", f"--config={CONFIGS / 'reward.yaml'}", *plan.common, *files, *small],
+            inputs=[CONFIGS / "reward.yaml", VLM, annotations, Path("demo/rubrics"), *CODE],
+            output=plan.directory / "reward" / "export",
+            checkpoints=plan.directory / "reward" / "checkpoints",
+            needs=VLM,
+        ),
+    ]
