@@ -2,6 +2,7 @@
 
 from callbacks.ema import WeightEMA
 from callbacks.export import ExportModel
+from callbacks.export_adapter import ExportAdapter
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
 from callbacks.progress import PhaseProgressBar
@@ -10,6 +11,7 @@ from callbacks.scored_examples import ScoredExamples
 from callbacks.tensorboard_layout import TensorBoardLayout
 
 __all__ = [
+    "ExportAdapter",
     "ExportModel",
     "ImageWriter",
     "PhaseProgressBar",

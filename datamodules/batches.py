@@ -50,6 +50,11 @@ class Prompts(PromptTable):
     categories: tuple[str, ...]
     sources: Tensor | None = None
 
+    @property
+    def task(self) -> str:
+        """`edit` for prompts with source images, `t2i` for the others."""
+        return "t2i" if self.sources is None else "edit"
+
     def select(self, index: list[int]) -> Prompts:
         """The prompts at `index`, in that order."""
         return Prompts(
