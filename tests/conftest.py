@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
+from PIL import Image
 from planted import Brightness
 
 from datamodules import PromptDataModule
@@ -58,6 +60,22 @@ def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for split, count in (("train", 12), ("validation", 4), ("test", 4)):
         path = Path(directory) / f"{split}.jsonl"
         rows = [{"id": first + i, "prompt": TEXTS[i % 3], "category": CATEGORIES[i % 2]} for i in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files[f"{split}_file"], first = str(path), first + count
+    return files
+
+
+@pytest.fixture(scope="session")
+def edit_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three small edit files with random source pictures, by the argument names of `EditPairDataModule`."""
+    directory, files, first = tmp_path_factory.mktemp("edits"), {}, 1000
+    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
+        rows = []
+        for i in range(first, first + count):
+            pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(directory / f"{i}.png")
+            rows.append({"id": i, "instruction": TEXTS[i % 3], "category": CATEGORIES[i % 2], "source": f"{i}.png"})
+        path = directory / f"{split}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         files[f"{split}_file"], first = str(path), first + count
     return files
