@@ -75,7 +75,9 @@ def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) ->
     """
     trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
     before = next((m.active_adapters for m in transformer.modules() if isinstance(m, BaseTunerLayer)), [])
-    transformer.load_lora_adapter(str(path), prefix=None, adapter_name=name)
+    transformer.load_lora_adapter(
+        str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
+    )
     use_adapter(transformer, before[0] if before else None)
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
