@@ -1,4 +1,7 @@
-"""Batches of one task each, tasks taking turns by a ratio schedule: what distillation trains on."""
+"""Batches of one task each, tasks taking turns by a ratio schedule: what distillation trains on.
+
+Mix-RL takes every task in every iteration instead: see `datamodules.mixed`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 from typing_extensions import override
 
 from datamodules.batches import Prompts
-from datamodules.prompts import FixedBatches, PromptDataModule, PromptStream
+from datamodules.prompts import PromptDataModule, whole_batches
 from datamodules.stream import StreamedDataModule
 from datamodules.task_schedule import TaskRatios, TaskSchedule
 
@@ -37,15 +40,7 @@ class AlternatingStream(IterableDataset):
         self.schedule, self.start = schedule, start
         before = schedule.counts(start)
         self.streams = {
-            name: PromptStream(
-                modules[name].train,
-                batch_size=modules[name].prompts_per_step,
-                seed=modules[name].seed,
-                start=before[name],
-                rank=rank,
-                world_size=world_size,
-            )
-            for name in schedule.tasks
+            name: modules[name].stream(start=before[name], rank=rank, world_size=world_size) for name in schedule.tasks
         }
 
     def __iter__(self) -> Iterator[Prompts]:
@@ -102,7 +97,7 @@ class AlternatingTaskDataModule(StreamedDataModule):
         stream = AlternatingStream(
             self.modules, self.schedule, start=self.position, rank=self.rank, world_size=self.world_size
         )
-        return DataLoader(stream, batch_size=None)
+        return whole_batches(stream)
 
     @override
     def val_dataloader(self) -> DataLoader:
@@ -117,8 +112,7 @@ class AlternatingTaskDataModule(StreamedDataModule):
         return self._fixed("test")
 
     def _fixed(self, split: str) -> DataLoader:
-        parts = [FixedBatches(getattr(m, split), m.eval_batch_size) for m in self.modules.values()]
-        return DataLoader(ConcatDataset(parts), batch_size=None, shuffle=False)
+        return whole_batches(ConcatDataset([module.fixed(split) for module in self.modules.values()]))
 
 
 def _task_of(module: PromptDataModule) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from datamodules.batches import TASKS
 from flow.guidance import Guidance
 from flow.states import choose_states, kl_weights
 from models.adapters import check_adapter
@@ -198,3 +199,22 @@ def check_tasks(teachers: Mapping[str, TeacherSettings], tasks: Sequence[str]) -
             f"{', '.join(teachers)} only. Add a teacher, or set the task's ratio to 0."
         )
     return [task for task in teachers if task not in tasks]
+
+
+def check_scored(
+    scored: Mapping[str, Sequence[str]] | None, rewards: Sequence[str]
+) -> dict[str, tuple[str, ...]] | None:
+    """Which rewards are asked about each task's samples; None asks all.
+
+    Raises:
+        ValueError: an unknown task or reward.
+    """
+    if scored is None:
+        return None
+    for task, names in scored.items():
+        for name, known, what in [(task, TASKS, "tasks"), *((name, rewards, "rewards") for name in names)]:
+            if name not in known:
+                near = difflib.get_close_matches(name, list(known), 1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"model.scored names '{name}'; the {what} are {', '.join(known)}.{hint}")
+    return {task: tuple(names) for task, names in scored.items()}

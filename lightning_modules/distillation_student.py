@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -32,6 +31,7 @@ from lightning_modules.distillation_settings import (
     BASE,
     DistillationSettings,
     TeacherSettings,
+    check_scored,
     check_tasks,
     check_teachers,
     student_path,
@@ -49,7 +49,7 @@ from models.loading import peek_sigmas
 from rewards import Reward
 
 
-class DistillationStudent(EvaluationSteps, LightningModule):
+class DistillationStudent(EvaluationSteps):
     """Trains one generator to follow a teacher on each task.
 
     Args:
@@ -60,7 +60,8 @@ class DistillationStudent(EvaluationSteps, LightningModule):
         distillation: how the student learns.
         initial: where the student starts: `base`, or the task whose teacher it starts as.
         lora: train an adapter of this kind; None trains all the transformer's weights.
-        rewards: scorers by name, shown at validation and in `test`; none of them is trained on.
+        rewards: scorers by name, for validation and `test`; none of them is trained on.
+        scored: by task, the names of the rewards that are asked about its samples; None asks all of them.
         judges: scorers used by `test` alone, by name.
         guidance: of `test` and `predict`. The student is made for 1; above, its guidance and its teacher's compose.
         val_guidances: validation draws at each of these; None is 1 alone.
@@ -79,6 +80,7 @@ class DistillationStudent(EvaluationSteps, LightningModule):
         initial: str = BASE,
         lora: LoraSettings | None = None,
         rewards: dict[str, Reward] | None = None,
+        scored: dict[str, list[str]] | None = None,
         judges: dict[str, Reward] | None = None,
         guidance: float = 1.0,
         val_guidances: list[float] | None = None,
@@ -103,6 +105,7 @@ class DistillationStudent(EvaluationSteps, LightningModule):
         self.distillation_settings = distillation
         self.lora = lora
         self.rewards = rewards or {}
+        self.scored = check_scored(scored, list(self.rewards))
         self.judges = judges or {}
         self.guidance = guidance
         self.gradient_clip = gradient_clip
@@ -166,6 +169,10 @@ class DistillationStudent(EvaluationSteps, LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
 
+    @override
+    def asks(self, name: str, task: str) -> bool:
+        return self.scored is None or name not in self.rewards or name in self.scored.get(task, ())
+
     # ----------------------------------------------------------------- one iteration
 
     @override
@@ -200,7 +207,7 @@ class DistillationStudent(EvaluationSteps, LightningModule):
                 weights=settings.weights(sigmas),
                 iteration=self.iteration,
                 batch_size=settings.batch_size,
-                guided=self.bank.guidance(batch.task).scale != 1,
+                guidance=self.bank.guidance(batch.task),
             )
 
     def targets(self, task: str, states: States) -> list[Tensor]:

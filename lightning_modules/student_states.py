@@ -6,7 +6,7 @@ Shapes: N samples, K trained states a sample, M (sample, state) pairs, S latent 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def student_states(
     weights: Tensor,
     iteration: int,
     batch_size: int,
-    guided: bool,
+    guidance: Guidance,
 ) -> States:
     """Roll the student out by ODE, without guidance, and keep the states before the given steps.
 
@@ -71,30 +71,23 @@ def student_states(
         weights: factor on the loss at every step of the schedule, (T,).
         iteration: keys the noise.
         batch_size: samples denoised at a time.
-        guided: encode the unconditional branch too, for the teacher.
+        guidance: of the teacher, which may need the unconditional branch too.
     """
-    size, sigmas, chosen = sampler.size, sampler.sigmas, list(steps)
-    conditional = model.encode(prompts.texts, prompts.sources, size=size)
+    sigmas, chosen = sampler.sigmas, list(steps)
+    branches = replace(sampler, guidance=guidance).encode(model, prompts.texts, prompts.sources)
     noise = sampler.initial_noise(model, step=iteration, ids=prompts.ids, members=[0] * len(prompts))
     parts = []
     for rows in torch.arange(len(prompts)).split(batch_size):
-        velocity = guided_velocity(model, model.cache_prefix(conditional.select(rows)), None, _UNGUIDED)
+        velocity = guided_velocity(model, model.cache_prefix(branches.conditional.select(rows)), None, _UNGUIDED)
         record = rollout(velocity, noise[rows], sigmas, stop=chosen[-1], record_all=True)
         parts.append(torch.cat([record.states, record.latents[None]])[chosen])
     return States(
         latents=torch.cat(parts, dim=1),
         sigmas=sigmas[chosen].to(noise.device),
         weights=weights[chosen].to(noise.device),
-        conditional=conditional,
-        unconditional=blank_conditioning(model, prompts, size) if guided else None,
+        conditional=branches.conditional,
+        unconditional=branches.unconditional,
     )
-
-
-def blank_conditioning(model: ImageModel, prompts: Prompts, size: tuple[int, int]) -> Conditioning:
-    """The unconditional branch of N prompts; for edits it keeps the source images."""
-    if prompts.sources is None:  # one blank prompt serves them all
-        return model.encode([""], size=size).select([0] * len(prompts))
-    return model.encode([""] * len(prompts), prompts.sources, size=size)
 
 
 @torch.no_grad()
@@ -109,12 +102,13 @@ def measure_gap(model: ImageModel, sampler: Sampler, bank: TeacherBank, prompts:
         gap: takes the velocities.
     """
     guidance, sigmas = bank.guidance(prompts.task), sampler.sigmas
-    conditional = model.encode(prompts.texts, prompts.sources, size=sampler.size)
-    blank = blank_conditioning(model, prompts, sampler.size) if guidance.scale != 1 else None
+    branches = replace(sampler, guidance=guidance).encode(model, prompts.texts, prompts.sources)
     noise = sampler.initial_noise(model, step=0, ids=prompts.ids, members=[0] * len(prompts), stream=Stream.EVALUATION)
     targets: list[Tensor] = []
     with bank.playing(prompts.task) as teacher:
-        prefixes = [None if c is None else teacher.cache_prefix(c) for c in (conditional, blank)]
+        prefixes = [
+            None if c is None else teacher.cache_prefix(c) for c in (branches.conditional, branches.unconditional)
+        ]
         guided = guided_velocity(teacher, *prefixes, guidance)
 
         def recorded(latents: Tensor, index: int, sigma: float) -> Tensor:
@@ -122,7 +116,7 @@ def measure_gap(model: ImageModel, sampler: Sampler, bank: TeacherBank, prompts:
             return targets[-1]
 
         states = rollout(recorded, noise, sigmas, record_all=True).states
-    student = guided_velocity(model, model.cache_prefix(conditional), None, _UNGUIDED)
+    student = guided_velocity(model, model.cache_prefix(branches.conditional), None, _UNGUIDED)
     for index, (latents, target) in enumerate(zip(states, targets, strict=True)):
         sigma = float(sigmas[index])
         gap.update(student(latents, index, sigma), target, torch.full_like(latents[:, 0, 0], sigma))
