@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from datamodules.batches import Prompts
+from datamodules.batches import TASKS, Prompts
+from datamodules.edit_pairs import EditPairDataModule
+from datamodules.mixed import MixedTaskDataModule
 from datamodules.prompts import PromptDataModule, whole_batches
-from datamodules.stream import StreamedDataModule
 from datamodules.task_schedule import TaskRatios, TaskSchedule
 
 
@@ -51,40 +52,33 @@ class AlternatingStream(IterableDataset):
             batch += 1
 
 
-class AlternatingTaskDataModule(StreamedDataModule):
-    """Prompt and edit files of several tasks, one task a batch.
-
-    `validate`, `test` and `predict` go through the tasks one after the other, always in the same order.
+class AlternatingTaskDataModule(MixedTaskDataModule):
+    """As `MixedTaskDataModule`, but a training batch is of one task, which the schedule says.
 
     Args:
-        tasks: data of each task, by the task's name (`t2i`, `edit`); each has its own batch size and seed.
-        schedule: ratios by the batch from which they hold; None takes the tasks equally often.
+        t2i: prompts.
+        edit: edits.
+        schedule: ratios of the tasks `t2i` and `edit` by the batch from which they hold; None takes both equally often.
         seed: of the order of tasks.
     """
 
     def __init__(
-        self, tasks: dict[str, PromptDataModule], schedule: list[TaskRatios] | None = None, seed: int = 0
+        self,
+        t2i: PromptDataModule,
+        edit: EditPairDataModule,
+        schedule: list[TaskRatios] | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__()
-        if not tasks:
-            raise ValueError("data.tasks is empty: name at least one task, such as t2i.")
-        self.modules = tasks
-        self.schedule = TaskSchedule(schedule or [TaskRatios(ratios=dict.fromkeys(tasks, 1.0))], seed=seed)
+        super().__init__(t2i, edit)
+        self.schedule = TaskSchedule(schedule or [TaskRatios(ratios=dict.fromkeys(TASKS, 1.0))], seed=seed)
         for name in self.schedule.tasks:
-            if name not in tasks:
-                near = difflib.get_close_matches(name, list(tasks), 1)
+            if name not in TASKS:
+                near = difflib.get_close_matches(name, TASKS, 1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"data.schedule names the task '{name}'; data.tasks has {', '.join(tasks)}.{hint}")
-        for name, module in tasks.items():
-            found = _task_of(module)
-            if found != name:
-                raise ValueError(
-                    f"data.tasks.{name} holds {found} prompts: edits have a source image each, text-to-image prompts "
-                    f"none. Call it '{found}', or give it another file."
-                )
+                raise ValueError(f"data.schedule names the task '{name}'; the tasks are {', '.join(TASKS)}.{hint}")
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def task_names(self) -> tuple[str, ...]:
         """Names of the tasks that training batches are of."""
         return self.schedule.tasks
 
@@ -94,27 +88,5 @@ class AlternatingTaskDataModule(StreamedDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader:
-        stream = AlternatingStream(
-            self.modules, self.schedule, start=self.position, rank=self.rank, world_size=self.world_size
-        )
-        return whole_batches(stream)
-
-    @override
-    def val_dataloader(self) -> DataLoader:
-        return self._fixed("validation")
-
-    @override
-    def test_dataloader(self) -> DataLoader:
-        return self._fixed("test")
-
-    @override
-    def predict_dataloader(self) -> DataLoader:
-        return self._fixed("test")
-
-    def _fixed(self, split: str) -> DataLoader:
-        return whole_batches(ConcatDataset([module.fixed(split) for module in self.modules.values()]))
-
-
-def _task_of(module: PromptDataModule) -> str:
-    """Task of a data module's prompts, read off its first one."""
-    return module.validation.select([0]).task
+        where = {"start": self.position, "rank": self.rank, "world_size": self.world_size}
+        return whole_batches(AlternatingStream(dict(zip(TASKS, self.tasks, strict=True)), self.schedule, **where))

@@ -133,7 +133,7 @@ class DistillationStudent(EvaluationSteps):
             num_steps=self.distillation_settings.num_steps,
             image_size=(self.image_size, self.image_size),
         )
-        tasks = getattr(self.trainer.datamodule, "tasks", None)
+        tasks = getattr(self.trainer.datamodule, "task_names", None)
         if tasks is not None:
             for idle in check_tasks(self.teachers, tuple(tasks)):
                 warnings.warn(

@@ -73,7 +73,7 @@ def test_kl_of_a_step_without_noise_is_refused() -> None:
 
 
 class Gaussian:
-    """The exact velocity of data N(mean, std^2), in float64: the field is affine, `v = slope (x - (1-t) mean) - mean`."""
+    """The exact velocity of data N(mean, std^2), affine in x: `v = slope (x - (1-t) mean) - mean`."""
 
     def __init__(self, mean: float, std: float) -> None:
         self.mean, self.std = mean, std

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -97,11 +96,6 @@ def tasks_data(prompt_files, edit_files) -> Callable[..., AlternatingTaskDataMod
             "t2i": PromptDataModule(**prompt_files, prompts_per_step=3),
             "edit": EditPairDataModule(image_size=32, **edit_files, prompts_per_step=2),
         }
-        return AlternatingTaskDataModule(tasks, **changes)
+        return AlternatingTaskDataModule(**tasks, **changes)
 
     return make
-
-
-def model_copy(path: str | Path):
-    """A generator loaded on its own."""
-    return load_image_model(path, image_size=(32, 32))
