@@ -177,7 +177,7 @@ def test_nothing_flows_into_teachers_or_states(student, adapters) -> None:
 def test_only_the_teacher_of_the_batchs_task_is_asked(student, task: str) -> None:
     module = student()
     prepared(module, BATCHES[task])
-    # Twelve pairs in micro-batches of 5; t2i guides two of the four noise levels, edit all of them.
+    # Twelve pairs in micro-batches of 5; each holds a noise level at which its teacher is guided.
     guided = 2 * 3
     assert module.bank.calls == Counter({task: guided})
     other = "edit" if task == "t2i" else "t2i"
