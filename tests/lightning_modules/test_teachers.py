@@ -97,7 +97,8 @@ class PeakMemory(TorchDispatchMode):
 
 
 def test_peak_memory_is_counted() -> None:
-    with PeakMemory(torch.nn.Linear(4, 4, bias=False)) as memory:
+    held = torch.nn.Linear(4, 4, bias=False)
+    with PeakMemory(held) as memory:
         one = torch.zeros(1000)
         two = one + 1
         del one, two
