@@ -3,6 +3,7 @@
 from callbacks.category_weights import CategoryWeightCalibration
 from callbacks.ema import WeightEMA
 from callbacks.export import ExportModel
+from callbacks.export_adapter import ExportAdapter
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
@@ -15,6 +16,7 @@ from callbacks.update_probe import UpdateProbe
 
 __all__ = [
     "CategoryWeightCalibration",
+    "ExportAdapter",
     "ExportModel",
     "HackingMonitor",
     "ImageWriter",
