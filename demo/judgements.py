@@ -81,9 +81,9 @@ def judge_edit(
     """Compare an edit's result with its instruction and its source.
 
     The reasoning lists every attribute before and after, then the verdict: who writes it down compares words, not
-    pictures. Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The rest:
-    every other attribute that changed, and what is broken besides. Undone scores 1; half 3, or 2 if anything else
-    changed; done 5, 4 or 3 as nothing, one thing or more changed, a lost identity counting for two.
+    pictures. Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The
+    rest: every other attribute that changed, and what is broken besides. Undone scores 1; half 3, or 2 if anything
+    else changed; done 5, 4 or 3 as nothing, one thing or more changed, a lost identity counting for two.
 
     Args:
         attribute: to change.
