@@ -65,7 +65,7 @@ class PolicyUpdates(LightningModule):
                 self.model, rollout, advantages, some, prepared, denominator=pairs or samples * steps
             )
             self.manual_backward(loss)
-            collected.append((len(some), {"loss": loss} | metrics))
+            collected.append((len(some), {"loss": loss.detach()} | metrics))
         return combined(collected)
 
     def update_once(

@@ -27,7 +27,7 @@ EDITS = {
 
 
 @pytest.fixture(scope="module")
-def edit_files(tmp_path_factory) -> dict[str, str]:
+def demo_edits(tmp_path_factory) -> dict[str, str]:
     """Edit files that a command makes, two of each split; the configs' 24 an iteration would take seconds to render."""
     directory = tmp_path_factory.mktemp("edits")
     return {split: str(write_edits(directory, split, 2)) for split in ("train", "validation", "test")}
@@ -45,7 +45,7 @@ def command_of(config: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_config_is_accepted(config, monkeypatch, tiny_path, edit_files, tmp_path):
+def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, tmp_path):
     subcommand, stack = command_of(config)
     assert config in stack
     arrived: list[train.FlowCLI] = []
@@ -68,7 +68,7 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, edit_files, tmp_path
         paths = [f"--model.model_path={toy['model']}", f"--model.rubrics={{'brightness': '{toy['brightness']}'}}"]
         paths += [f"--data.{n}_files={f}" for n, f in zip(("train", "validation", "test"), files, strict=True)]
     for key in [key for path, key in EDITS.items() if path in stack]:
-        paths += [f"--{key}.{split}_file={file}" for split, file in edit_files.items()]
+        paths += [f"--{key}.{split}_file={file}" for split, file in demo_edits.items()]
         paths += [f"--{key}.prompts_per_step=2"]
     train.main([subcommand, *args, *paths, f"--run.dir={tmp_path}"])
     assert arrived[0].subcommand == subcommand
