@@ -51,7 +51,7 @@ _NOTES = (
     "the damage out. No guidance is used; docs/results.md has what guidance does to base and teacher.",
     "All models draw the same held-out prompts from the same noise in the same way. No training prompt "
     "names a combination of key attributes that a test prompt names.",
-    "Battles are judged by the difference of the bench's overall scores of two images that started from the same noise; "
+    "Battles are judged by the difference of the bench's overall scores of two images made from the same noise; "
     f"less than {TIE_BAND:g} points are a tie. They add no opinion that the bench does not have. For people's votes: "
     "python -m evaluation.voting.",
     "Intervals are 95 %, resampled by prompt. They say nothing of the spread between training seeds.",
