@@ -25,7 +25,8 @@ from models.images import from_uint8
 TREES = {"t2i": Path("demo/bench/t2i.yaml"), "edit": Path("demo/bench/edit.yaml")}
 #: images whose overall scores are closer than this are a tie, in points of 0..100
 TIE_BAND = 2.0
-ROWS_A_CATEGORY = 6
+#: prompts shown of each category, by what was run: five models take a row of their own
+ROWS_A_CATEGORY = {"t2i": 6, "all": 3}
 #: tag -> title of the learning curves; the first that a run has logged are shown
 CURVES = {
     "reward/mean": "reward of the rollouts",
@@ -51,7 +52,7 @@ _NOTES = (
     "the damage out. No guidance is used; docs/results.md has what guidance does to base and teacher.",
     "All models draw the same held-out prompts from the same noise in the same way. No training prompt "
     "names a combination of key attributes that a test prompt names.",
-    "Battles are judged by the difference of the bench's overall scores of two images that started from the same noise; "
+    "Battles are judged by the difference of the bench's overall scores of two images made from the same noise; "
     f"less than {TIE_BAND:g} points are a tie. They add no opinion that the bench does not have. For people's votes: "
     "python -m evaluation.voting.",
     "Intervals are 95 %, resampled by prompt. They say nothing of the spread between training seeds.",
@@ -180,7 +181,7 @@ def _grids(plan: Plan, task: str, tables: Mapping[str, ScoreTable], tree: BenchT
     grids = []
     for category in dict.fromkeys(some.categories):
         rows = []
-        for row in [i for i, c in enumerate(some.categories) if c == category][:ROWS_A_CATEGORY]:
+        for row in [i for i, c in enumerate(some.categories) if c == category][: ROWS_A_CATEGORY[plan.selection]]:
             number = some.ids[row]
             rows.append(
                 ComparisonRow(

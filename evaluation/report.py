@@ -29,10 +29,10 @@ __all__ = [
 def to_json(report: Report) -> dict[str, Any]:
     """The numbers of a report as plain dictionaries.
 
-    Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to
-        `elo`, `low`, `high`),
-    `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of `bench` and `arena`),
-    `claims` and `commands`. Both tasks are always there in `bench` and `arena`, empty where nothing was measured.
+    Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to `elo`, `low`,
+    `high`), `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of
+    `bench` and `arena`), `claims` and `commands`. Both tasks are always there in `bench` and `arena`, empty where
+    nothing was measured.
     """
     arena = report.arena or {}
     return {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -84,7 +85,10 @@ def test_variety_wants_images_that_differ_and_are_right():
         assert len(set(scores.tolist())) == 1
         return float(scores[0])
 
-    assert score(slice(0, 4)) > 3
+    values = {a.name: len(a.values) for a in ATTRIBUTES["creature"] if a.name != "body"}
+    expected = sum(1 - 1 / count for count in values.values())
+    differing = [sum(a.attributes[n] != b.attributes[n] for n in values) for a, b in combinations(right, 2)]
+    assert score(slice(0, 4)) == pytest.approx(1 + 4 * np.mean(differing) / expected, abs=0.3)
     assert score(slice(4, 8)) == pytest.approx(1.0)  # as different, and none is right
     assert score(slice(8, 12)) == pytest.approx(1.0)  # right, and all alike
     one = Samples(images=batch[:1], prompts=[prompt], categories=["creature"])

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.statistics import Interval, bootstrap_mean, paired_gain
+from evaluation.statistics import Interval, bootstrap_mean, gain_share, mean_of_gains, paired_gain
 
 
 def _coverage(prompts: int, samples: int, repeats: int) -> float:
@@ -116,3 +116,34 @@ def test_equal_values_give_a_point():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_share_of_a_gain_is_a_ratio_of_means_and_covers_the_truth():
+    rng = np.random.default_rng(5)
+    inside = 0
+    for repeat in range(100):
+        base = rng.normal(size=120)
+        teacher = base + 1.0 + rng.normal(size=120)
+        student = base + 0.8 + rng.normal(size=120)
+        share = gain_share(base, teacher, student, resamples=400, seed=repeat)
+        assert share.mean == pytest.approx((student - base).mean() / (teacher - base).mean())
+        inside += share.low <= 0.8 <= share.high
+    assert inside >= 88  # 95 of 100, with three standard errors
+
+
+def test_share_of_no_gain_is_none():
+    rng = np.random.default_rng(6)
+    base = rng.normal(size=50)
+    assert gain_share(base, base + rng.normal(size=50) * 0.1, base + 1) is None
+
+
+def test_mean_of_gains_weighs_tasks_alike_and_adds_their_variances():
+    rng = np.random.default_rng(7)
+    one, other = rng.normal(1.0, 2.0, 400), rng.normal(3.0, 1.0, 100)
+    found = mean_of_gains([one, np.append(other, np.nan)])
+    assert found.mean == pytest.approx((one.mean() + other.mean()) / 2)
+    assert found.n == 500
+    error = 0.5 * np.sqrt(one.var() / 400 + other.var() / 100)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    with pytest.raises(ValueError, match="at least 2 prompts"):
+        mean_of_gains([one, [1.0]])
