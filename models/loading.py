@@ -13,10 +13,17 @@ from torch import Tensor
 
 from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
-from models.qwen_image_21 import QwenImage21, latent_grid
+from models.pipeline_model import PipelineModel
+from models.qwen_image import QwenImage
+from models.qwen_image_21 import QwenImage21
 
 #: pipeline class named in a directory's model_index.json -> family
-FAMILIES: dict[str, type[ImageModel]] = {"QwenImage21Pipeline": QwenImage21}
+FAMILIES: dict[str, type[PipelineModel]] = {
+    "QwenImage21Pipeline": QwenImage21,
+    "QwenImagePipeline": QwenImage,
+    "QwenImageEditPipeline": QwenImage,
+    "QwenImageEditPlusPipeline": QwenImage,
+}
 
 
 def check_model_path(path: str | Path) -> str:
