@@ -39,6 +39,7 @@ from lightning_modules.windows import check_window, steps_of_iteration
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
 from models.loading import peek_sigmas
+from models.memory import FrozenDtype, save_memory
 from rewards import Reward, Samples
 
 
@@ -55,6 +56,8 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         rollout: how images are made.
         objective: what an update minimises.
         lora: train an adapter of this kind; None trains all the transformer's weights.
+        frozen_dtype: of weights that are not trained: the text encoder and, under an adapter, the transformer.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         gradient_clip: largest gradient norm.
         test_members: images a prompt in `test` and `predict`.
         seed: of noise, windows and noise levels.
@@ -71,6 +74,8 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         rollout: RolloutSettings = RolloutSettings(),  # noqa: B008  (frozen)
         objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008
         lora: LoraSettings | None = None,
+        frozen_dtype: FrozenDtype = "float32",
+        gradient_checkpointing: bool = False,
         gradient_clip: float = 1.0,
         test_members: int = 1,
         seed: int = 0,
@@ -91,6 +96,8 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         self.rollout_settings = rollout
         self.objective_settings = objective
         self.lora = lora
+        self.frozen_dtype: FrozenDtype = frozen_dtype
+        self.gradient_checkpointing = gradient_checkpointing
         self.gradient_clip = gradient_clip
         self.test_members = test_members
         self.seed = seed
@@ -114,6 +121,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
                 add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
         else:
             model.transformer.requires_grad_(True)
+        save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
         self.model = model
         self.sampler = Sampler(
             sigmas=sigmas,

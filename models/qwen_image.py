@@ -143,7 +143,8 @@ class QwenImage(PipelineModel):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`."""
         pixels = (images * 2 - 1)[:, :, None].to(self.vae.dtype)
-        latents = (self.vae.encode(pixels).latent_dist.mode() - self.latents_mean) / self.latents_std
+        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        latents = (modes - self.latents_mean) / self.latents_std
         samples, channels, _, height, width = latents.shape
         return self._pipeline._pack_latents(latents, samples, channels, height, width)
 
@@ -153,8 +154,8 @@ class QwenImage(PipelineModel):
         height, width = size or self.image_size
         self.grid((height, width))  # refuse an impossible size
         spatial = self._pipeline._unpack_latents(latents, height, width, self._pipeline.vae_scale_factor)
-        scaled = spatial * self.latents_std + self.latents_mean
-        images = self.vae.decode(scaled.to(self.vae.dtype)).sample[:, :, 0]
+        scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
+        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :, 0], scaled, (height, width))
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation

@@ -110,15 +110,17 @@ class QwenImage21(PipelineModel):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
-        posterior = self.vae.encode(to_rgba(images).to(self.vae.dtype)).latent_dist
-        latents = (posterior.mode() - self.latents_mean) / self.latents_std
+        pixels = to_rgba(images).to(self.vae.dtype)
+        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        latents = (modes - self.latents_mean) / self.latents_std
         return latents.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """See `ImageModel.decode`."""
-        spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size))).to(self.vae.dtype)
-        images = self.vae.decode(spatial * self.latents_std + self.latents_mean).sample[:, :3, 0]
+        spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size)))
+        scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
+        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :3, 0], scaled, size or self.image_size)
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation
