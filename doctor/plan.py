@@ -43,32 +43,6 @@ class Plan:
         return peak(self.items)
 
 
-@dataclass(frozen=True)
-class _Shape(Setup):
-    """A setup whose memory switches are set from outside."""
-
-    offload_: bool = False
-    checkpointing_: bool = False
-    ranks_: int = 1
-    shards_: int = 1
-
-    @property
-    def offload(self) -> bool:
-        return self.offload_
-
-    @property
-    def checkpointing(self) -> bool:
-        return self.checkpointing_
-
-    @property
-    def ranks(self) -> int:
-        return self.ranks_
-
-    @property
-    def shards(self) -> int:
-        return self.shards_
-
-
 def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> Plan | None:
     """The plan of a run; None for stages whose work is not counted.
 
@@ -118,9 +92,8 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
     best = None
     for offload in (False, True) if shards > 1 or number == 1 else (False,):
         for checkpointing in (False, True):
-            changed = _Shape(
-                **vars(setup), offload_=offload, checkpointing_=checkpointing, ranks_=number, shards_=shards
-            )
+            changes = {"offload": offload, "checkpointing": checkpointing, "ranks": number, "shards": shards}
+            changed = replace(setup, changes=changes)
             mine = workload_of(changed)
             for size in _halvings(max(1, mine.pairs // number)):
                 cut = replace(mine, micro_batch=size, rollout_batch=min(max(size, work.group_size), mine.samples_a_rank))

@@ -5,8 +5,8 @@ The trainer itself is not built: a plan for eight GPUs must be made on a machine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Setup:
         trainer: the trainer's settings as written in the config.
         callbacks: as built from it.
         run_directory: where checkpoints are written.
+        changes: values that replace those of the config: `ranks`, `shards`, `offload`, `checkpointing`.
     """
 
     model: LightningModule
@@ -36,10 +37,13 @@ class Setup:
     trainer: dict[str, Any]
     callbacks: Sequence[Callback]
     run_directory: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ranks(self) -> int:
         """Processes of the run: devices of a node times nodes. `auto` and -1 count as 1."""
+        if "ranks" in self.changes:
+            return self.changes["ranks"]
         devices = self.trainer.get("devices", 1)
         if isinstance(devices, (list, tuple)):
             devices = len(devices)
@@ -61,18 +65,18 @@ class Setup:
     @property
     def shards(self) -> int:
         """Over how many ranks weights, gradients and optimizer states are divided."""
-        return self.ranks if self.strategy in SHARDING else 1
+        return self.changes.get("shards", self.ranks if self.strategy in SHARDING else 1)
 
     @property
     def offload(self) -> bool:
         """Whether shards rest in the memory of the host."""
-        return bool(self.strategy_setting("cpu_offload"))
+        return bool(self.changes.get("offload", self.strategy_setting("cpu_offload")))
 
     @property
     def checkpointing(self) -> bool:
         """Whether activations are recomputed in the backward pass, by the module's setting or the strategy's."""
         own = getattr(self.model, "gradient_checkpointing", False)
-        return bool(own or self.strategy_setting("activation_checkpointing"))
+        return bool(self.changes.get("checkpointing", own or self.strategy_setting("activation_checkpointing")))
 
     @property
     def compute_dtype(self) -> torch.dtype:
