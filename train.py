@@ -2,7 +2,7 @@
 
     python train.py fit --config configs/demo/t2i_teacher.yaml --config configs/objective/clipped.yaml
     python train.py validate | test | predict ... --model.model_path=...
-    python train.py doctor --config configs/qwen_image_21/grpo_t2i.yaml --fit 8xH100-80GB   (checks and plans, loads nothing)
+    python train.py doctor --config configs/qwen_image_21/grpo_t2i.yaml --fit 8xH100-80GB   (loads nothing)
 
 Several `--config` files stack, later ones win, and the command line wins over all. `${run.dir}` and the like
 are resolved last, so they see every override.

@@ -60,9 +60,10 @@ def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
         return
     pipeline = check_model_path(path)
     if FAMILIES[pipeline] is QwenImage and edits(setup.data) == (pipeline == TEXT_ONLY):
-        wanted = "Qwen/Qwen-Image-Edit-2509" if edits(setup.data) else "Qwen/Qwen-Image"
+        task, wanted = ("editing", "Edit-2509") if edits(setup.data) else ("text-to-image", "")
+        wanted = "-".join(filter(None, ("Qwen/Qwen-Image", wanted)))
         yield (
-            f"model.model_path '{path}' is a {pipeline}, but the data are for {'editing' if edits(setup.data) else 'text-to-image'}"
+            f"model.model_path '{path}' is a {pipeline}, but the data are for {task}"
             f": set model.model_path to {wanted}, or use the datamodule of the other task."
         )
 
@@ -101,8 +102,8 @@ def _manual_optimization(setup: Setup) -> Iterator[str]:
         yield "trainer.gradient_clip_val has no effect on this stage: set model.gradient_clip and leave it out."
     if (accumulate := setup.trainer.get("accumulate_grad_batches") or 1) != 1:
         yield (
-            f"trainer.accumulate_grad_batches is {accumulate}, which this stage does not take: it adds up micro-batches "
-            "by itself. Set model.objective.micro_batch_size, and data.prompts_per_step for more prompts a step."
+            f"trainer.accumulate_grad_batches is {accumulate}, which this stage does not take: it adds up "
+            "micro-batches by itself. Set model.objective.micro_batch_size, and data.prompts_per_step for more prompts."
         )
 
 
@@ -184,8 +185,8 @@ def _disk(setup: Setup, parts: Components) -> Iterator[str]:
     free = shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
     if needed > free:
         yield (
-            f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, and one more while the newest is written), "
-            f"and '{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or "
+            f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, one more while the newest is "
+            f"written), and '{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or "
             "ModelCheckpoint.save_top_k lower."
         )
 

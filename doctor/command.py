@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", help="also estimate seconds an iteration on this device, and whether it fits")
     parser.add_argument("--fit", help="propose how to run the same work on so many of a device: 8xH100-80GB")
-    parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the device's peak that is reached")
+    parser.add_argument(
+        "--utilisation", type=float, default=UTILISATION, help="share of the device's peak that is reached"
+    )
     return parser
 
 
@@ -111,7 +113,9 @@ def _setup(cli: Any) -> Setup:
 
 def _refuse(found: list[str]) -> None:
     if found:
-        listed = found[0] if len(found) == 1 else "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
+        listed = (
+            found[0] if len(found) == 1 else "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
+        )
         raise SettingError(listed)
 
 

@@ -6,6 +6,7 @@ Not counted: the driver's context, fragmentation, and rewards other than vision-
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,9 @@ def peak(items: list[Item]) -> int:
     return always + max(sum(i.size for i in items if i.phase == phase) for phase in ("rollout", "update"))
 
 
-def memory_items(setup: Setup, parts: Components, work: Workload, update: ForwardCost, rollout: ForwardCost) -> list[Item]:
+def memory_items(
+    setup: Setup, parts: Components, work: Workload, update: ForwardCost, rollout: ForwardCost
+) -> list[Item]:
     """Every item of a GRPO or distillation run.
 
     Args:
@@ -84,8 +87,9 @@ def memory_items(setup: Setup, parts: Components, work: Workload, update: Forwar
     if shards > 1:
         gathered = count(parts.transformer.parameters()) * setup.compute_dtype.itemsize
         block = 2 * count(parts.transformer.transformer_blocks[0].parameters()) * setup.compute_dtype.itemsize
+        whole = "whole" if setup.gather else "two blocks"
         items += [
-            Item(name="gathered weights, whole", size=gathered, phase="rollout"),
+            Item(name=f"gathered weights, {whole}", size=gathered if setup.gather else block, phase="rollout"),
             Item(name="gathered weights, two blocks", size=block, phase="update"),
         ]
     return [item for item in items if item.size or item.host]
@@ -95,22 +99,27 @@ def load_of(work: Workload, *, rollout: bool) -> Load:
     """What one forward is given, in a rollout or in an update."""
     samples = work.rollout_batch if rollout else min(work.micro_batch, math.ceil(work.pairs / work.ranks))
     prompts = max(1, samples // work.group_size) if rollout else work.prompts_a_micro_batch
-    return Load(
-        samples=samples, prompts=min(prompts, samples), text=work.text, source=work.source, target=work.target
-    )
+    return Load(samples=samples, prompts=min(prompts, samples), text=work.text, source=work.source, target=work.target)
 
 
 def forward_costs(setup: Setup, parts: Components, work: Workload) -> tuple[ForwardCost, ForwardCost]:
     """Costs of a micro-batch's forward and of the rollout's, in the dtype that blocks compute in."""
-    transformer = parts.transformer
-    kept = {name: p.dtype for name, p in transformer.named_parameters()}
-    for name, parameter in transformer.named_parameters():
-        if ".lora_" not in name:
-            parameter.data = parameter.data.to(setup.compute_dtype)
-    costs = tuple(forward_cost(transformer, load_of(work, rollout=rollout)) for rollout in (False, True))
-    for name, parameter in transformer.named_parameters():
-        parameter.data = parameter.data.to(kept[name])
-    return costs
+    update, rollout = (_cost(parts.transformer, load_of(work, rollout=r), setup.compute_dtype) for r in (False, True))
+    return update, rollout
+
+
+@functools.lru_cache(maxsize=256)
+def _cost(transformer: torch.nn.Module, load: Load, dtype: torch.dtype) -> ForwardCost:
+    """Adapters keep their dtype. Kept, as a proposal asks for the same loads again and again."""
+    probed = (transformer.transformer_blocks[0], *(m for n, m in transformer.named_children() if "blocks" not in n))
+    held = [p for module in probed for n, p in module.named_parameters() if ".lora_" not in n]
+    own = [p.dtype for p in held]
+    for parameter in held:
+        parameter.data = parameter.data.to(dtype)
+    cost = forward_cost(transformer, load, dtype)
+    for parameter, before in zip(held, own, strict=True):
+        parameter.data = parameter.data.to(before)
+    return cost
 
 
 def prefix_bytes(transformer: torch.nn.Module, work: Workload, setup: Setup) -> int:

@@ -5,6 +5,7 @@ A proposal never touches groups x size x updates: what is learnt stays the same,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cli_errors import SettingError
@@ -70,8 +71,8 @@ def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> 
 def fit(plan: Plan, number: int, device: Device) -> Plan:
     """The fastest way of cutting the same work that fits.
 
-    Tried in this order: no checkpointing before checkpointing, memory of the device before that of the host, large
-    micro-batches before small ones.
+    Tried in this order: weights that rest on the device before the host, whole weights gathered once for a rollout
+    before block by block at every step, no checkpointing before checkpointing, large micro-batches before small ones.
 
     Args:
         plan: of the run as configured.
@@ -86,25 +87,33 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
         fitting = [n for n in range(number, 0, -1) if work.groups % n == 0]
         raise SettingError(
             f"--fit: {work.groups} groups a step cannot be shared by {number} devices without changing what is learnt. "
-            f"{fitting[0]} devices can, or set data.prompts_per_step to a multiple of {number} and accept another batch."
+            f"{fitting[0]} devices can, or set data.prompts_per_step to a multiple of {number} and accept another "
+            "batch."
         )
     shards = number if getattr(setup.model, "lora", None) is None or setup.shards > 1 else 1
     best = None
-    for offload in (False, True) if shards > 1 or number == 1 else (False,):
-        for checkpointing in (False, True):
-            changes = {"offload": offload, "checkpointing": checkpointing, "ranks": number, "shards": shards}
-            changed = replace(setup, changes=changes)
-            mine = workload_of(changed)
-            for size in _halvings(max(1, mine.pairs // number)):
-                cut = replace(mine, micro_batch=size, rollout_batch=min(max(size, work.group_size), mine.samples_a_rank))
-                best = make_plan(changed, plan.parts, cut)
-                if best.peak <= HEADROOM * device.memory:
-                    return best
+    for offload, gather, checkpointing in _switches(shards):
+        changes = {"offload": offload, "gather": gather, "checkpointing": checkpointing}
+        changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})
+        mine = workload_of(changed)
+        for size in _halvings(max(1, mine.pairs // number)):
+            cut = replace(mine, micro_batch=size, rollout_batch=min(max(size, work.group_size), mine.samples_a_rank))
+            best = make_plan(changed, plan.parts, cut)
+            if best.peak <= HEADROOM * device.memory:
+                return best
     raise SettingError(
-        f"--fit: even with micro-batches of 1, checkpointing and offloaded weights a rank needs {best.peak / 1e9:.0f} GB, and a "
-        f"{device.name} has {device.memory / 1e9:.0f}. Use more devices or larger ones, a smaller image_size, an adapter "
-        "(model.lora) or frozen_dtype bfloat16."
+        f"--fit: even with micro-batches of 1, checkpointing and offloaded weights a rank needs "
+        f"{best.peak / 1e9:.0f} GB, and a {device.name} has {device.memory / 1e9:.0f}. Use more devices or larger "
+        "ones, a smaller image_size, an adapter (model.lora) or frozen_dtype bfloat16."
     )
+
+
+def _switches(shards: int) -> Iterator[tuple[bool, bool, bool]]:
+    """Offload, gathering and checkpointing, from what costs least time to what costs most."""
+    for offload in (False, True) if shards > 1 else (False,):
+        for gather in (True, False) if shards > 1 else (True,):
+            for checkpointing in (False, True):
+                yield offload, gather, checkpointing
 
 
 def _halvings(most: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What one forward with gradient keeps in memory and costs, seen by running a transformer's own blocks on the meta device.
+"""What a forward with gradient keeps in memory and costs: a transformer's own blocks are run on the meta device.
 
 Nothing is computed there, but autograd saves what it would save: the count follows diffusers' code by itself. Attention
 is replaced by a stand-in that keeps what fused kernels keep (queries, keys, values, the output and one number a row).
@@ -145,27 +145,28 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def forward_cost(transformer: nn.Module, load: Load) -> ForwardCost:
+def forward_cost(transformer: nn.Module, load: Load, dtype: torch.dtype = torch.float32) -> ForwardCost:
     """Cost of a forward with gradient, of a transformer on the meta device.
 
     Args:
-        transformer: with its adapters, if any, and `requires_grad` as in training; its dtype is that of computing.
+        transformer: with its adapters, if any, and `requires_grad` as in training; its first block and what is not a
+            block are of `dtype`.
         load: of the forward.
+        dtype: what blocks compute in.
 
     Raises:
         ValueError: a class without a probe.
     """
-    name = getattr(transformer, "config", {}).get("_class_name") or type(transformer).__name__
-    probe = PROBES.get(type(transformer).__name__) or PROBES.get(name)
+    probe = PROBES.get(type(transformer).__name__)
     if probe is None:
-        raise ValueError(f"No probe for {name}; there is one for {', '.join(PROBES)}.")
-    block, ends = probe(transformer, load)
+        raise ValueError(f"No probe for {type(transformer).__name__}; there is one for {', '.join(PROBES)}.")
+    block, ends = probe(transformer, load, dtype)
     return ForwardCost(block=block, ends=ends, layers=len(transformer.transformer_blocks))
 
 
-def _probe_21(transformer: nn.Module, load: Load) -> tuple[Cost, Cost]:
+def _probe_21(transformer: nn.Module, load: Load, dtype: torch.dtype) -> tuple[Cost, Cost]:
     """Qwen-Image 2.1: the prefix of every prompt once, then the targets against its keys and values."""
-    block, dtype, config = transformer.transformer_blocks[0], transformer.dtype, transformer.config
+    block, config = transformer.transformer_blocks[0], transformer.config
     heads, head, dim = config.num_attention_heads, config.attention_head_dim, transformer.inner_dim
     empty = _maker(dtype)
     before = load.text + load.source
@@ -208,10 +209,10 @@ def _probe_21(transformer: nn.Module, load: Load) -> tuple[Cost, Cost]:
     return prefix + targets, measure(ends, latents, text, **rows)
 
 
-def _probe_v1(transformer: nn.Module, load: Load) -> tuple[Cost, Cost]:
+def _probe_v1(transformer: nn.Module, load: Load, dtype: torch.dtype) -> tuple[Cost, Cost]:
     """Qwen-Image v1: text and image streams of every sample through every block."""
-    block, dtype, config = transformer.transformer_blocks[0], transformer.dtype, transformer.config
-    head, dim, empty = config.attention_head_dim, transformer.inner_dim, _maker(transformer.dtype)
+    block, config = transformer.transformer_blocks[0], transformer.config
+    head, dim, empty = config.attention_head_dim, transformer.inner_dim, _maker(dtype)
     tokens = load.target + load.source
     turns = tuple(torch.empty(n, head // 2, dtype=torch.complex64, device=META) for n in (tokens, load.text))
 
@@ -244,7 +245,7 @@ def _maker(dtype: torch.dtype) -> Callable[..., Tensor]:
     return empty
 
 
-PROBES: dict[str, Callable[[nn.Module, Load], tuple[Cost, Cost]]] = {
+PROBES: dict[str, Callable[[nn.Module, Load, torch.dtype], tuple[Cost, Cost]]] = {
     "QwenImage21Transformer2DModel": _probe_21,
     "QwenImageTransformer2DModel": _probe_v1,
 }

@@ -42,7 +42,7 @@ def workload(plan: Plan) -> list[str]:
         f"  groups x images        {work.groups} x {work.group_size} = {work.groups * work.group_size} samples, "
         f"{work.samples_a_rank} a rank on {work.ranks}",
         f"  updates                {work.updates}, each of {work.pairs} (sample, step) pairs",
-        f"  micro-batch            {work.micro_batch} pairs: {work.accumulation} backwards a rank are added up for an update",
+        f"  micro-batch            {work.micro_batch} pairs: {work.accumulation} backwards a rank for an update",
         f"  tokens of a sample     {work.target} target + {work.source} source + {work.text} text (assumed)",
         "  evaluations a rank (samples x denoising evaluations) and 10^12 operations",
         *(
@@ -82,7 +82,13 @@ def overrides(plan: Plan) -> list[str]:
         f"  --model.{group}.micro_batch_size={work.micro_batch} --model.{rollout}.batch_size={work.rollout_batch}",
         f"  --model.gradient_checkpointing={str(setup.checkpointing).lower()}",
     ]
+    if setup.shards > 1 and not setup.gather:
+        lines.append("  weights gathered block by block in rollouts (slower: they travel at every step)")
     if setup.offload:
         lines.append("  with cpu_offload in the strategy")
     kept = f"{work.groups} x {work.group_size} x {work.updates}"
-    return ["proposal", *lines, f"  groups x size x updates stay {kept}; {work.accumulation} backwards are added up for an update"]
+    return [
+        "proposal",
+        *lines,
+        f"  groups x size x updates stay {kept}; {work.accumulation} backwards are added up for an update",
+    ]

@@ -129,9 +129,7 @@ def _policy_counts(model: Any, setup: Setup) -> dict[str, Any]:
         phases.append(Phase(name="replay", evaluations=samples * steps))
     if objective.uses_reference:
         phases.append(Phase(name="reference", evaluations=pairs if not objective.uses_window else samples * steps))
-    phases.append(
-        Phase(name="training", evaluations=pairs * (2 if rollout.cfg == "both" else 1), backward=True)
-    )
+    phases.append(Phase(name="training", evaluations=pairs * (2 if rollout.cfg == "both" else 1), backward=True))
     return {
         "group_size": rollout.group_size, "updates": settings.updates, "micro_batch": settings.micro_batch_size,
         "pairs": _prompts(setup.data) * rollout.group_size * steps, "phases": tuple(phases),

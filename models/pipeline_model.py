@@ -19,7 +19,6 @@ from flow.schedule import sigma_schedule
 from models.adapters import merged_copy
 from models.image_model import ImageModel
 
-
 #: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
 VAE_PIXELS = 4 * 1024 * 1024
 

@@ -96,7 +96,7 @@ class QwenImage(PipelineModel):
             name, wanted = type(self._pipeline).__name__, "a source image" if self.edits else "no source image"
             other = "Qwen-Image" if self.edits else "Qwen-Image-Edit-2509"
             raise ValueError(
-                f"This checkpoint is a {name}, which takes {wanted} with each prompt. Point model.model_path at {other}."
+                f"This checkpoint is a {name}, which takes {wanted} with each prompt. Set model.model_path to {other}."
             )
         inputs = self._tokens(prompts) if images is None else self._tokens_and_pixels(prompts, images)
         embeds, slots = self._embed(inputs.to(self.device))

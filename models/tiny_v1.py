@@ -30,7 +30,9 @@ from models.tiny import build_processor, build_tokenizer
 LATENT_CHANNELS = 4
 
 
-def build_text_encoder_v1(tokenizer: Qwen2TokenizerFast, *, hidden_size: int = 64) -> Qwen2_5_VLForConditionalGeneration:
+def build_text_encoder_v1(
+    tokenizer: Qwen2TokenizerFast, *, hidden_size: int = 64
+) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL of two layers, randomly initialised from torch's global generator."""
     token = tokenizer.convert_tokens_to_ids
     text = {

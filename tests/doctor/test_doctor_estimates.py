@@ -57,9 +57,7 @@ def test_activations(family, lora, tiny_pipeline, v1_model) -> None:
     model = fresh(own, lora)
     conditioning = model.encode(PROMPTS[:1], size=size).repeat_interleave(4)
     latents = torch.randn(4, *model.latent_shape(*size))
-    load = Load(
-        samples=4, prompts=1, text=len(conditioning.embeds[0]), source=0, target=latents.shape[1]
-    )
+    load = Load(samples=4, prompts=1, text=len(conditioning.embeds[0]), source=0, target=latents.shape[1])
     planned = forward_cost(_on_meta(model.transformer, lora, model), load)
     measured = saved_bytes(model, conditioning, latents)
     assert planned.activations(checkpointing=False) == pytest.approx(measured, rel=0.2)
@@ -118,9 +116,7 @@ def test_operations_of_a_block_are_those_of_its_layers() -> None:
     parts = build("Qwen/Qwen-Image-2.1")
     load = Load(samples=2, prompts=1, text=100, source=0, target=4096)
     cost = forward_cost(parts.transformer, load)
-    layers = sum(
-        p.numel() for n, p in parts.transformer.transformer_blocks[0].named_parameters() if p.ndim == 2
-    )
+    layers = sum(p.numel() for n, p in parts.transformer.transformer_blocks[0].named_parameters() if p.ndim == 2)
     tokens, dim = 2 * 4096 + 104, 4096
     attention = 4 * dim * (2 * 4096 * (4096 + 100) + 100 * 100 + 4 * 104)
     assert cost.block.flops == pytest.approx(2 * layers * tokens + attention, rel=1e-3)

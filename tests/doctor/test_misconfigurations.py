@@ -33,7 +33,8 @@ PLANTED = {
     "accumulation twice": (["--trainer.accumulate_grad_batches=4"], "Set model.objective.micro_batch_size"),
     "no sharding": (["--trainer.strategy=auto"], "Set trainer.strategy to one that shards"),
     "8 bits on shards": (
-        ["--model.optimizer=bitsandbytes.optim.AdamW8bit", "--model.optimizer.init_args.lr=1e-5"], "Use torch.optim.AdamW",
+        ["--model.optimizer=bitsandbytes.optim.AdamW8bit", "--model.optimizer.init_args.lr=1e-5"],
+        "Use torch.optim.AdamW",
     ),
     "half an iteration": (["--model.objective.updates=2", "--trainer.max_steps=501"], "multiple of 2, such as 500"),
     "rescaled guidance": (["--model.rollout.guidance.rescale=true"], "Set it to false"),

@@ -9,12 +9,15 @@ import diffusers
 import pytest
 import torch
 from real_runs import ROOT, toy_overlay, write_data
+from toy_vlm import toy_files
 
 import train
 from models.loading import read_config
 from models.tiny_v1 import build_pipeline_v1
 
-CONFIGS = [f"configs/{family}/grpo_{task}.yaml" for family in ("qwen_image_21", "qwen_image") for task in ("t2i", "edit")]
+CONFIGS = [
+    f"configs/{family}/grpo_{task}.yaml" for family in ("qwen_image_21", "qwen_image") for task in ("t2i", "edit")
+]
 PATHS = {
     "configs/qwen_image_21/grpo_t2i.yaml": "Qwen/Qwen-Image-2.1",
     "configs/qwen_image_21/grpo_edit.yaml": "Qwen/Qwen-Image-2.1",
@@ -58,7 +61,10 @@ def test_fit_keeps_the_work_and_proposes_what_fits(tmp_path, capsys) -> None:
     proposal = shown[shown.index("proposal") :]
     assert "groups x size x updates stay 32 x 16 x 1" in proposal
     assert float(re.search(r"at the fullest +([\d.]+) GB", proposal)[1]) <= 0.9 * 80
-    micro, added = int(re.search(r"micro_batch_size=(\d+)", proposal)[1]), int(re.search(r"(\d+) backwards", proposal)[1])
+    micro, added = (
+        int(re.search(r"micro_batch_size=(\d+)", proposal)[1]),
+        int(re.search(r"(\d+) backwards", proposal)[1]),
+    )
     assert micro * added == 32 * 16 * 3 // 8
 
 
@@ -73,6 +79,32 @@ def test_one_step_on_a_toy_of_the_family(config, adapter, tmp_path, tiny_path, v
     stack.append(f"--config={toy_overlay(tmp_path, config, path, edit=edit)}")
     train.main(["fit", *stack, *write_data(tmp_path, edit=edit, count=4), "--trainer.limit_val_batches=0"])
     assert (tmp_path / "run" / "export" / "model_index.json").is_file()
+
+
+def test_test_config_is_sound(tmp_path, capsys) -> None:
+    stack = ["--config=configs/qwen_image_21/grpo_t2i.yaml", "--config=configs/qwen_image_21/test.yaml"]
+    shown = plan(capsys, *stack, *write_data(tmp_path, edit=False), f"--run.dir={tmp_path}")
+    assert "7,115,124,736" in shown
+
+
+def test_reward_config_is_sound(tmp_path, capsys) -> None:
+    toy = toy_files()
+    files = [f"--data.{n}_files=[{toy[f]}]" for n, f in (("train", "train"), ("validation", "validation"))]
+    shown = plan(
+        capsys, "--config=configs/qwen_image_21/reward.yaml", *files, f"--data.test_files=[{toy['validation']}]",
+        f"--model.model_path={toy['model']}", f"--model.rubrics={{'brightness': '{toy['brightness']}'}}",
+        f"--run.dir={tmp_path}",
+    )  # fmt: skip
+    assert "The configuration is sound" in shown
+
+
+def test_every_real_config_is_in_a_test() -> None:
+    shipped = {
+        str(p.relative_to(ROOT)) for f in ("qwen_image_21", "qwen_image") for p in (ROOT / "configs" / f).iterdir()
+    }
+    stacked = {f"configs/{family}/lora_1x80gb.yaml" for family in ("qwen_image_21", "qwen_image")}
+    others = {"configs/qwen_image_21/test.yaml", "configs/qwen_image_21/reward.yaml"}
+    assert shipped == {*CONFIGS, *stacked, *others}
 
 
 @pytest.fixture(scope="module")
