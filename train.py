@@ -3,6 +3,7 @@
     python train.py fit --config configs/demo/t2i_teacher.yaml --config configs/objective/clipped.yaml
     python train.py validate | test | predict ... --model.model_path=...
     python train.py curate --config configs/demo/t2i_teacher.yaml --config configs/demo/curate.yaml
+    python train.py doctor --config configs/qwen_image_21/grpo_t2i.yaml --fit 8xH100-80GB   (loads nothing)
 
 Several `--config` files stack, later ones win, and the command line wins over all. `${run.dir}` and the like
 are resolved last, so they see every override.
@@ -199,6 +200,23 @@ def _in_a_batch(error: BaseException) -> bool:
     return any(frame.f_code.co_name in BATCH_FUNCTIONS for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+def _run(cli: type[FlowCLI], args: list[str] | None) -> FlowCLI:
+    return cli(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_class=FlowTrainer,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        parser_class=StrictParser,
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=args,
+    )
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand; a bad setting ends in one message and exit status 2.
 
@@ -207,21 +225,14 @@ def main(args: list[str] | None = None) -> None:
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=True)
     _quiet()
+    given = sys.argv[1:] if args is None else args
     try:
-        FlowCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_class=FlowTrainer,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
-            parser_class=StrictParser,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=args,
-        )
+        if given[:1] == ["doctor"]:
+            from doctor.command import examine  # only this subcommand needs it
+
+            examine(given[1:], _run, FlowCLI)
+        else:
+            _run(FlowCLI, args)
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1" or _in_a_batch(error):
             raise

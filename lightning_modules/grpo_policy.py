@@ -46,6 +46,7 @@ from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
 from models.loading import peek_sigmas
+from models.memory import FrozenDtype, save_memory
 from rewards import Reward, Samples
 
 
@@ -65,6 +66,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         objective: what an update minimises.
         advantages: how several rewards become one advantage.
         lora: train an adapter of this kind; None trains all the transformer's weights.
+        frozen_dtype: of weights that are not trained: the text encoder and, under an adapter, the transformer.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         gradient_clip: largest gradient norm.
         test_members: images a prompt in `test` and `predict`.
         seed: of noise, windows and noise levels.
@@ -83,6 +86,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008
         advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008
         lora: LoraSettings | None = None,
+        frozen_dtype: FrozenDtype = "float32",
+        gradient_checkpointing: bool = False,
         gradient_clip: float = 1.0,
         test_members: int = 1,
         seed: int = 0,
@@ -106,6 +111,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.objective_settings = objective
         self.advantage_settings = advantages
         self.lora = lora
+        self.frozen_dtype: FrozenDtype = frozen_dtype
+        self.gradient_checkpointing = gradient_checkpointing
         self.gradient_clip = gradient_clip
         self.test_members = test_members
         self.seed = seed
@@ -130,6 +137,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
                 add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
         else:
             model.transformer.requires_grad_(True)
+        save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
         self.model = model
         self.sampler = Sampler(
             sigmas=sigmas,

@@ -5,43 +5,97 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
-from models.qwen_image_21 import QwenImage21, latent_grid
+from models.pipeline_model import PipelineModel
+from models.qwen_image import QwenImage
+from models.qwen_image_21 import QwenImage21
 
 #: pipeline class named in a directory's model_index.json -> family
-FAMILIES: dict[str, type[ImageModel]] = {"QwenImage21Pipeline": QwenImage21}
+FAMILIES: dict[str, type[PipelineModel]] = {
+    "QwenImage21Pipeline": QwenImage21,
+    "QwenImagePipeline": QwenImage,
+    "QwenImageEditPipeline": QwenImage,
+    "QwenImageEditPlusPipeline": QwenImage,
+}
+
+#: configs of released models, so that a run can be checked and planned before anything is downloaded
+CARDS = Path(__file__).parent / "cards"
+
+
+def config_directory(path: str | Path) -> Path:
+    """The local directory that holds a model's configs, in the diffusers layout.
+
+    Args:
+        path: a directory, or a hub id such as `Qwen/Qwen-Image-2.1`. An id is looked for among what was downloaded to
+            the Hugging Face cache, then among the cards that ship with this project (`models/cards`): nothing is
+            fetched.
+
+    Raises:
+        ValueError: neither a directory nor a known id.
+    """
+    directory = Path(path)
+    if directory.is_dir():
+        return directory
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        index = try_to_load_from_cache(str(path), "model_index.json")
+        if isinstance(index, str):
+            return Path(index).parent
+        if (card := CARDS / str(path)).is_dir():
+            return card
+    near = difflib.get_close_matches(
+        directory.name, [p.name for p in directory.parent.glob("*")] if directory.parent.is_dir() else [], 1
+    )
+    known = difflib.get_close_matches(str(path), known_models(), 1)
+    hint = f" Did you mean '{directory.parent / near[0]}'?" if near else f" Did you mean '{known[0]}'?" if known else ""
+    raise ValueError(
+        f"No model directory at '{directory}'.{hint} Expected a directory in the diffusers layout, or the hub id of a "
+        "model that was downloaded (`hf download ID`)."
+    )
+
+
+def known_models() -> list[str]:
+    """Hub ids whose configs ship with this project."""
+    return sorted(str(index.parent.relative_to(CARDS)) for index in CARDS.glob("*/*/model_index.json"))
 
 
 def check_model_path(path: str | Path) -> str:
-    """The family named by a local directory, without loading it.
+    """The family named by a model's configs, without loading it.
 
     Raises:
-        ValueError: no such directory, not the diffusers layout, or a family that is not supported.
+        ValueError: see `config_directory`; not the diffusers layout, or a family that is not supported.
     """
-    directory = Path(path)
-    if not directory.is_dir():
-        near = difflib.get_close_matches(
-            directory.name, [p.name for p in directory.parent.glob("*")] if directory.parent.is_dir() else [], 1
-        )
-        hint = f" Did you mean '{directory.parent / near[0]}'?" if near else ""
-        raise ValueError(f"No model directory at '{directory}'.{hint} Expected a directory in the diffusers layout.")
-    index = directory / "model_index.json"
+    index = config_directory(path) / "model_index.json"
     if not index.is_file():
         raise ValueError(
-            f"'{directory}' has no model_index.json, so it is not in the diffusers layout. "
+            f"'{path}' has no model_index.json, so it is not in the diffusers layout. "
             "Point at the directory that `save_pretrained` wrote."
         )
     name = _read_json(index).get("_class_name")
     if name not in FAMILIES:
-        raise ValueError(f"'{directory}' holds a {name}; supported families: {', '.join(FAMILIES)}.")
+        raise ValueError(f"'{path}' holds a {name}; supported families: {', '.join(FAMILIES)}.")
     return name
+
+
+def read_config(path: str | Path, part: str) -> dict[str, Any]:
+    """A component's config.json.
+
+    Raises:
+        ValueError: see `config_directory`; a config that is missing or not JSON.
+    """
+    config = config_directory(path) / part / "config.json"
+    if not config.is_file():
+        raise ValueError(f"'{path}' has no {part}/config.json: the model directory is incomplete.")
+    return _read_json(config)
 
 
 def peek_grid(path: str | Path, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -50,18 +104,14 @@ def peek_grid(path: str | Path, image_size: tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: see `check_model_path`; a VAE config that is missing; a size that the model cannot make.
     """
-    check_model_path(path)
-    config = Path(path) / "vae" / "config.json"
-    if not config.is_file():
-        raise ValueError(f"'{path}' has no vae/config.json: the model directory is incomplete.")
-    return latent_grid(image_size, _read_json(config)["scale_factor_spatial"])
+    return FAMILIES[check_model_path(path)].token_grid(read_config(path, "vae"), image_size)
 
 
 def peek_sigmas(path: str | Path, num_steps: int, *, image_size: tuple[int, int]) -> Tensor:
     """The schedule that the model's own `sigmas` would give, from configs alone: no weights are loaded.
 
     Args:
-        path: directory in the diffusers layout.
+        path: directory in the diffusers layout, or hub id.
         num_steps: T.
         image_size: height and width in pixels.
 
@@ -71,10 +121,10 @@ def peek_sigmas(path: str | Path, num_steps: int, *, image_size: tuple[int, int]
     Raises:
         ValueError: see `peek_grid`; a scheduler config that is missing.
     """
-    grid = peek_grid(path, image_size)
-    if not (Path(path) / "scheduler" / "scheduler_config.json").is_file():
+    grid, directory = peek_grid(path, image_size), config_directory(path)
+    if not (directory / "scheduler" / "scheduler_config.json").is_file():
         raise ValueError(f"'{path}' has no scheduler/scheduler_config.json: the model directory is incomplete.")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(path), subfolder="scheduler")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(directory), subfolder="scheduler")
     return sigma_schedule(scheduler, num_steps, image_tokens=math.prod(grid))
 
 
@@ -91,7 +141,7 @@ def load_image_model(
     """Load a generator of any supported family.
 
     Args:
-        path: directory in the diffusers layout.
+        path: directory in the diffusers layout, or hub id.
         image_size: default height and width in pixels.
         dtype: of the weights.
 

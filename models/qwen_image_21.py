@@ -10,10 +10,10 @@ Shapes: N samples, P distinct prompts, L text tokens, D text channels, S latent 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import QwenImage21Pipeline
@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from flow.schedule import sigma_schedule
-from models.adapters import merged_copy
-from models.image_model import Conditioning, ImageModel
+from models.image_model import Conditioning
 from models.images import to_rgba, to_uint8
+from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
 
@@ -35,7 +34,7 @@ TOKENS_A_SLOT = 4
 NATIVE_SIZE = (1024, 1024)
 
 
-class QwenImage21(ImageModel):
+class QwenImage21(PipelineModel):
     """The Qwen-Image 2.1 family, real or tiny, around the components of diffusers' own pipeline.
 
     Args:
@@ -48,43 +47,22 @@ class QwenImage21(ImageModel):
     )  # fmt: skip
 
     def __init__(self, pipeline: QwenImage21Pipeline, *, image_size: tuple[int, int] = NATIVE_SIZE) -> None:
-        super().__init__()
-        self.transformer = pipeline.transformer
-        self.text_encoder = pipeline.text_encoder
-        self.vae = pipeline.vae
+        super().__init__(pipeline, image_size=image_size)
         # The pipeline class assumes 16x; the VAE knows its own compression.
         pipeline.vae_scale_factor = self.vae.config.scale_factor_spatial
-        self._pipeline = pipeline
-        self.image_size = image_size
-        channels = (1, self.vae.config.z_dim, 1, 1, 1)
-        self.register_buffer(
-            "latents_mean", torch.tensor(self.vae.config.latents_mean).view(channels), persistent=False
-        )
-        self.register_buffer("latents_std", torch.tensor(self.vae.config.latents_std).view(channels), persistent=False)
-        self.freeze_all_but_transformer()
-
-    @property
-    def pipeline(self) -> QwenImage21Pipeline:
-        """Diffusers' own pipeline over the same modules, ready to call."""
-        return self._pipeline
 
     # ----------------------------------------------------------------- geometry and schedule
 
-    def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Height and width in latent tokens.
-
-        Raises:
-            ValueError: a side that is no multiple of two latent tokens (a slot is a 2 x 2 group).
-        """
-        return latent_grid(size or self.image_size, self._pipeline.vae_scale_factor)
+    @classmethod
+    def token_grid(cls, vae_config: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+        """See `PipelineModel.token_grid`: a side is a multiple of two tokens, as a slot is a 2 x 2 group."""
+        compression = vae_config["scale_factor_spatial"]
+        check_multiple(size, 2 * compression)
+        return size[0] // compression, size[1] // compression
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""
         return math.prod(self.grid((height, width))), self.vae.config.z_dim
-
-    def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
-        """See `ImageModel.sigmas`."""
-        return sigma_schedule(self._pipeline.scheduler, num_steps, image_tokens=math.prod(self.grid(size)))
 
     # ----------------------------------------------------------------- conditioning
 
@@ -133,15 +111,17 @@ class QwenImage21(ImageModel):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
-        posterior = self.vae.encode(to_rgba(images).to(self.vae.dtype)).latent_dist
-        latents = (posterior.mode() - self.latents_mean) / self.latents_std
+        pixels = to_rgba(images).to(self.vae.dtype)
+        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        latents = (modes - self.latents_mean) / self.latents_std
         return latents.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """See `ImageModel.decode`."""
-        spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size))).to(self.vae.dtype)
-        images = self.vae.decode(spatial * self.latents_std + self.latents_mean).sample[:, :3, 0]
+        spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size)))
+        scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
+        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :3, 0], scaled, size or self.image_size)
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation
@@ -250,37 +230,7 @@ class QwenImage21(ImageModel):
             self.count_flops(flops, cache.layer_caches[-1].k if mode == "extract" else output)
         return output.float()
 
-    # ----------------------------------------------------------------- loading and saving
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer lives."""
-        return next(self.transformer.parameters()).device
-
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, *, image_size: tuple[int, int] = NATIVE_SIZE, dtype: torch.dtype = torch.float32
-    ) -> QwenImage21:
-        """See `ImageModel.from_pretrained`."""
-        return cls(QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype), image_size=image_size)
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """See `ImageModel.save_pretrained`."""
-        own = self._pipeline.transformer
-        self._pipeline.transformer = merged_copy(own)
-        try:
-            self._pipeline.save_pretrained(str(path))
-        finally:
-            self._pipeline.transformer = own
-
-
-def latent_grid(size: tuple[int, int], compression: int) -> tuple[int, int]:
-    """Height and width in latent tokens of an image of `size` pixels under a VAE that compresses so many times.
-
-    Raises:
-        ValueError: a side that is no multiple of two latent tokens (a slot is a 2 x 2 group).
-    """
-    multiple, (height, width) = 2 * compression, size
-    if height % multiple or width % multiple or min(height, width) < multiple:
-        raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
-    return height // compression, width // compression
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> QwenImage21Pipeline:
+        """See `PipelineModel.load_pipeline`."""
+        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype)

@@ -1,0 +1,126 @@
+"""`python train.py doctor --config FILE ... [--device H100-80GB] [--fit 8xH100-80GB] [--utilisation 0.4]`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from cli_errors import SettingError
+from doctor import report
+from doctor.checks import problems
+from doctor.devices import find_device, parse_fleet
+from doctor.plan import Plan, fit, make_plan
+from doctor.setup import Setup
+from doctor.weights import Components, build
+
+#: share of the peak assumed where nothing is measured: what large transformers reach with sharding and checkpointing
+UTILISATION = 0.4
+
+
+def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: type) -> None:
+    """Check a run and print its plan.
+
+    Args:
+        args: the command line behind `doctor`: configs and overrides as for `fit`, and the doctor's own options.
+        make_cli: builds a CLI of a class for a command line.
+        base: the class of the CLI.
+
+    Raises:
+        SettingError: with everything that is wrong.
+    """
+    options, rest = _parser().parse_known_args(args)
+    device = None if options.device is None else find_device(options.device)
+    fleet = None if options.fit is None else parse_fleet(options.fit)
+    if not 0 < options.utilisation <= 1:
+        raise SettingError(f"--utilisation is {options.utilisation}; it is a share of the peak, in (0, 1].")
+    setup = _setup(make_cli(_examination(base), ["fit", *rest]))
+    path = getattr(setup.model, "model_path", None)
+    parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
+    _refuse(problems(setup, parts))
+    if parts is None:
+        print("The configuration is sound. Memory and speed are planned for stages that make images only.")
+        return
+    plan = make_plan(setup, parts)
+    _show(plan, parts, path)
+    if plan is not None and device is not None:
+        print("\n".join(report.speed(plan, device, options.utilisation)))
+    if plan is not None and fleet is not None:
+        proposed = fit(plan, *fleet)
+        print("\n".join([*report.overrides(proposed), *report.memory(proposed)]))
+        print("\n".join(report.speed(proposed, fleet[1], options.utilisation)))
+    elif plan is not None and device is not None and plan.peak > device.memory:
+        raise SettingError(
+            f"A rank needs {plan.peak / 1e9:.0f} GB and a {device.name} has {device.memory / 1e9:.0f}: --fit "
+            f"{plan.work.ranks}x{device.name} proposes micro-batch, checkpointing and offload that fit."
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train.py doctor", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--device", help="also estimate seconds an iteration on this device, and whether it fits")
+    parser.add_argument("--fit", help="propose how to run the same work on so many of a device: 8xH100-80GB")
+    parser.add_argument(
+        "--utilisation", type=float, default=UTILISATION, help="share of the device's peak that is reached"
+    )
+    return parser
+
+
+def _examination(base: type) -> type:
+    """A CLI that builds module and data and stops there: no trainer, no weights."""
+
+    class Examination(base):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {"fit": base.subcommands()["fit"]}  # the other parsers take time to make
+
+        def before_instantiate_classes(self) -> None:
+            super().before_instantiate_classes()
+            _plan_rewards(self.config[self.subcommand])
+
+        def instantiate_trainer(self, **kwargs: Any) -> None:
+            return None
+
+        def after_instantiate_classes(self) -> None:
+            return None
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            return None
+
+    return Examination
+
+
+def _plan_rewards(config: Any) -> None:
+    """Vision-language rewards load their weights as they are built: a stub takes their place."""
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    for group in ("rewards", "judges", "monitors"):
+        for spec in (arguments.get(group) or {}).values():
+            if spec.get("class_path") == "rewards.vlm.VLMReward":
+                spec["class_path"] = "doctor.stubs.PlannedVLMReward"
+
+
+def _setup(cli: Any) -> Setup:
+    config, built = cli.config[cli.subcommand], cli.config_init[cli.subcommand]
+    trainer = config.trainer.as_dict() if hasattr(config.trainer, "as_dict") else dict(config.trainer)
+    return Setup(
+        model=cli.model,
+        data=cli.datamodule,
+        trainer=trainer,
+        callbacks=built.trainer.callbacks or (),
+        run_directory=f"{config.run.dir}/{config.run.name}",
+    )
+
+
+def _refuse(found: list[str]) -> None:
+    if found:
+        listed = (
+            found[0] if len(found) == 1 else "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
+        )
+        raise SettingError(listed)
+
+
+def _show(plan: Plan | None, parts: Components, path: str) -> None:
+    lines = [*report.sources(path), *report.parameters(parts)]
+    if plan is not None:
+        lines += [*report.workload(plan), *report.memory(plan)]
+    print("\n".join(lines))

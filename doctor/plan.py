@@ -1,0 +1,121 @@
+"""The whole plan of a run, and a proposal that makes it fit another machine.
+
+A proposal never touches groups x size x updates: what is learnt stays the same, only how it is cut changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from cli_errors import SettingError
+from doctor.compute import Compute, compute_of
+from doctor.devices import Device
+from doctor.memory import Item, forward_costs, load_of, memory_items, peak
+from doctor.setup import Setup
+from doctor.weights import Components
+from doctor.workload import Workload, workload_of
+
+#: share of a device's memory that a proposal fills
+HEADROOM = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run does and takes.
+
+    Attributes:
+        setup: the run.
+        parts: its model on the meta device.
+        work: its workload.
+        items: memory of one rank.
+        compute: operations of one rank.
+    """
+
+    setup: Setup
+    parts: Components
+    work: Workload
+    items: list[Item]
+    compute: Compute
+
+    @property
+    def peak(self) -> int:
+        """Bytes on one rank's device at the fullest moment."""
+        return peak(self.items)
+
+
+def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> Plan | None:
+    """The plan of a run; None for stages whose work is not counted.
+
+    Args:
+        setup: the run.
+        parts: its model on the meta device.
+        work: its workload, where it is known.
+    """
+    work = work or workload_of(setup)
+    if work is None:
+        return None
+    update, rollout = forward_costs(setup, parts, work)
+    compute = compute_of(
+        work,
+        update,
+        rollout,
+        micro_batch=load_of(work, rollout=False).samples,
+        adapter=getattr(setup.model, "lora", None) is not None,
+        checkpointing=setup.checkpointing,
+    )
+    items = memory_items(setup, parts, work, update, rollout)
+    return Plan(setup=setup, parts=parts, work=work, items=items, compute=compute)
+
+
+def fit(plan: Plan, number: int, device: Device) -> Plan:
+    """The fastest way of cutting the same work that fits.
+
+    Tried in this order: weights that rest on the device before the host, whole weights gathered once for a rollout
+    before block by block at every step, no checkpointing before checkpointing, large micro-batches before small ones.
+
+    Args:
+        plan: of the run as configured.
+        number: of devices.
+        device: which.
+
+    Raises:
+        SettingError: prompts that so many devices cannot share, or nothing that fits.
+    """
+    setup, work = plan.setup, plan.work
+    if work.groups % number:
+        fitting = [n for n in range(number, 0, -1) if work.groups % n == 0]
+        raise SettingError(
+            f"--fit: {work.groups} groups a step cannot be shared by {number} devices without changing what is learnt. "
+            f"{fitting[0]} devices can, or set data.prompts_per_step to a multiple of {number} and accept another "
+            "batch."
+        )
+    shards = number if getattr(setup.model, "lora", None) is None or setup.shards > 1 else 1
+    best = None
+    for offload, gather, checkpointing in _switches(shards):
+        changes = {"offload": offload, "gather": gather, "checkpointing": checkpointing}
+        changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})
+        mine = workload_of(changed)
+        for size in _halvings(max(1, mine.pairs // number)):
+            cut = replace(mine, micro_batch=size, rollout_batch=min(max(size, work.group_size), mine.samples_a_rank))
+            best = make_plan(changed, plan.parts, cut)
+            if best.peak <= HEADROOM * device.memory:
+                return best
+    raise SettingError(
+        f"--fit: even with micro-batches of 1, checkpointing and offloaded weights a rank needs "
+        f"{best.peak / 1e9:.0f} GB, and a {device.name} has {device.memory / 1e9:.0f}. Use more devices or larger "
+        "ones, a smaller image_size, an adapter (model.lora) or frozen_dtype bfloat16."
+    )
+
+
+def _switches(shards: int) -> Iterator[tuple[bool, bool, bool]]:
+    """Offload, gathering and checkpointing, from what costs least time to what costs most."""
+    for offload in (False, True) if shards > 1 else (False,):
+        for gather in (True, False) if shards > 1 else (True,):
+            for checkpointing in (False, True):
+                yield offload, gather, checkpointing
+
+
+def _halvings(most: int) -> list[int]:
+    """Micro-batches that cut the pairs evenly, from 64 down to 1."""
+    return [size for size in (64, 32, 16, 8, 4, 2, 1) if size <= most and most % size == 0]

@@ -1,0 +1,102 @@
+"""What the doctor needs to know of a run: the objects built from its config, and the trainer's settings as written.
+
+The trainer itself is not built: a plan for eight GPUs must be made on a machine that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from callbacks import WeightEMA
+
+#: strategies (last part of the class path) that give each rank a share of weights, gradients and optimizer
+SHARDING = ("FSDP2Strategy", "ModelParallelStrategy", "FSDPStrategy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One run.
+
+    Attributes:
+        model: the LightningModule, without weights.
+        data: the datamodule; None where the config has none.
+        trainer: the trainer's settings as written in the config.
+        callbacks: as built from it.
+        run_directory: where checkpoints are written.
+        changes: values that replace those of the config: `ranks`, `shards`, `offload`,
+            `gather`, `checkpointing`.
+    """
+
+    model: LightningModule
+    data: LightningDataModule | None
+    trainer: dict[str, Any]
+    callbacks: Sequence[Callback]
+    run_directory: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the run: devices of a node times nodes. `auto` and -1 count as 1."""
+        if "ranks" in self.changes:
+            return self.changes["ranks"]
+        devices = self.trainer.get("devices", 1)
+        if isinstance(devices, (list, tuple)):
+            devices = len(devices)
+        count = int(devices) if str(devices).isdigit() else 1
+        return max(1, count) * int(self.trainer.get("num_nodes") or 1)
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy's class, or what the config calls it."""
+        strategy = self.trainer.get("strategy") or "auto"
+        name = strategy if isinstance(strategy, str) else strategy.get("class_path", "auto")
+        return name.rpartition(".")[2]
+
+    def strategy_setting(self, name: str) -> Any:
+        """A setting of the strategy by name; None where it has none."""
+        strategy = self.trainer.get("strategy")
+        return None if strategy is None or isinstance(strategy, str) else (strategy.get("init_args") or {}).get(name)
+
+    @property
+    def shards(self) -> int:
+        """Over how many ranks weights, gradients and optimizer states are divided."""
+        return self.changes.get("shards", self.ranks if self.strategy in SHARDING else 1)
+
+    @property
+    def offload(self) -> bool:
+        """Whether shards rest in the memory of the host."""
+        return bool(self.changes.get("offload", self.strategy_setting("cpu_offload")))
+
+    @property
+    def gather(self) -> bool:
+        """Whether whole weights are gathered once for a rollout, rather than block by block at every step."""
+        return bool(self.changes.get("gather", self.strategy_setting("gather_rollouts") is not False))
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass, by the module's setting or the strategy's."""
+        own = getattr(self.model, "gradient_checkpointing", False)
+        return bool(self.changes.get("checkpointing", own or self.strategy_setting("activation_checkpointing")))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What blocks compute in: bfloat16 under a sharding strategy, in mixed precision, or on a bfloat16 base."""
+        mixed = str(self.trainer.get("precision") or "").startswith("bf16")
+        frozen = getattr(self.model, "frozen_dtype", None) == "bfloat16" and getattr(self.model, "lora", None)
+        return torch.bfloat16 if mixed or frozen or self.shards > 1 else torch.float32
+
+    @property
+    def ema(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return any(isinstance(callback, WeightEMA) for callback in self.callbacks)
+
+    @property
+    def checkpoints(self) -> list[ModelCheckpoint]:
+        """The callbacks that write checkpoints."""
+        return [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]

@@ -1,0 +1,40 @@
+"""Stands in for rewards that would load a network as they are built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from doctor.weights import build_vlm, count
+from models.vision_language import check_vlm_path
+from rewards import Reward, Samples
+from rewards.rubrics import Rubric
+from rewards.spec import RewardSpec
+from rewards.vlm import DTYPES
+
+
+class PlannedVLMReward(Reward):
+    """Takes a `VLMReward`'s settings, checks what can be checked, and knows the size of its weights.
+
+    Args:
+        path: the export.
+        dimension: which of its rubrics to judge by.
+        rubric: the rubric that is expected.
+        dtype: of the weights.
+        **_others: settings that a plan does not need.
+    """
+
+    def __init__(
+        self, path: str, dimension: str, rubric: str | None = None, dtype: str = "float32", **_others: Any
+    ) -> None:
+        check_vlm_path(path)
+        expected = None if rubric is None else Rubric.load(rubric)
+        self.rubric = RewardSpec.read(path).rubric(dimension, expected=expected, path=path)
+        self.path = path
+        self.planned_bytes = count(build_vlm(path).parameters()) * DTYPES[dtype].itemsize
+
+    @override
+    def score(self, samples: Samples) -> Tensor:
+        raise AssertionError("a plan scores nothing")

@@ -1,0 +1,109 @@
+"""What the families around a diffusers pipeline share: its modules, latent statistics, schedule, saving.
+
+Shapes: N samples, S latent tokens, C latent channels, H height and W width in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from flow.schedule import sigma_schedule
+from models.adapters import merged_copy
+from models.image_model import ImageModel
+
+#: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
+VAE_PIXELS = 4 * 1024 * 1024
+
+
+class PipelineModel(ImageModel):
+    """A generator that computes with the components of diffusers' own pipeline.
+
+    Args:
+        pipeline: holds scheduler, VAE, text encoder and transformer.
+        image_size: default height and width in pixels.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, *, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.transformer = pipeline.transformer
+        self.text_encoder = pipeline.text_encoder
+        self.vae = pipeline.vae
+        self._pipeline = pipeline
+        self.image_size = image_size
+        channels = (1, self.vae.config.z_dim, 1, 1, 1)
+        for name in ("latents_mean", "latents_std"):
+            values = torch.tensor(self.vae.config[name]).view(channels)
+            self.register_buffer(name, values, persistent=False)
+        self.freeze_all_but_transformer()
+
+    @property
+    def pipeline(self) -> DiffusionPipeline:
+        """Diffusers' own pipeline over the same modules, ready to call."""
+        return self._pipeline
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lives."""
+        return next(self.transformer.parameters()).device
+
+    @classmethod
+    @abstractmethod
+    def token_grid(cls, vae_config: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in latent tokens of an image of `size` pixels, from the VAE's config alone.
+
+        Raises:
+            ValueError: a size that this family cannot make.
+        """
+
+    def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Height and width in latent tokens of an image of `size` pixels; see `token_grid`."""
+        return self.token_grid(self.vae.config, size or self.image_size)
+
+    def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
+        """See `ImageModel.sigmas`."""
+        return sigma_schedule(self._pipeline.scheduler, num_steps, image_tokens=math.prod(self.grid(size)))
+
+    @staticmethod
+    def in_pieces(function: Callable[[Tensor], Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
+        """`function` of a batch of images of `size` pixels (or of their latents), at most `VAE_PIXELS` at a time."""
+        return torch.cat([function(piece) for piece in batch.split(max(1, VAE_PIXELS // math.prod(size)))])
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, image_size: tuple[int, int], dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """See `ImageModel.from_pretrained`."""
+        return cls(cls.load_pipeline(path, dtype), image_size=image_size)
+
+    @classmethod
+    @abstractmethod
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
+        """Diffusers' pipeline of this family from a directory or hub id."""
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """See `ImageModel.save_pretrained`."""
+        own = self._pipeline.transformer
+        self._pipeline.transformer = merged_copy(own)
+        try:
+            self._pipeline.save_pretrained(str(path))
+        finally:
+            self._pipeline.transformer = own
+
+
+def check_multiple(size: tuple[int, int], multiple: int) -> None:
+    """Refuse sides that are no multiple of so many pixels.
+
+    Raises:
+        ValueError: naming the multiple.
+    """
+    height, width = size
+    if height % multiple or width % multiple or min(height, width) < multiple:
+        raise ValueError(f"Image size {height} x {width} must be multiples of {multiple} pixels for this model.")
