@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from strategies.shards import copy_into
+
 
 class ShadowWeights:
     """Copies of a module's trainable parameters that can be blended and swapped in.
@@ -63,4 +65,4 @@ class ShadowWeights:
                 f"{', '.join(differing)}). Was the run started with another model.lora setting?"
             )
         for name, tensor in state.items():
-            self._shadow[name].copy_(tensor)
+            copy_into(self._shadow[name], tensor)

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.sharding import ShardUnit
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
@@ -65,10 +67,13 @@ class ImageModel(nn.Module, ABC):
     Attributes:
         transformer: the denoiser, the only part that post-training changes.
         image_size: height and width in pixels used where a caller names none.
+        uniform_forwards: make the same number of transformer forwards whatever is in a batch. Ranks that hold shards
+            of one transformer set it: the forwards of one wait for those of the others.
     """
 
     transformer: nn.Module
     image_size: tuple[int, int]
+    uniform_forwards: bool = False
     #: names of the transformer's linear layers that a LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]]
 
@@ -129,7 +134,14 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a directory in the diffusers layout, adapters merged: plain diffusers loads it."""
+        """Write a directory in the diffusers layout, adapters merged: plain diffusers loads it.
+
+        Every rank calls it, and the first writes.
+        """
+
+    def shard_units(self) -> tuple[ShardUnit, ...]:
+        """What is sharded over the ranks, and in which pieces; everything else, the VAE above all, is whole on each."""
+        return (ShardUnit(self.transformer, tuple(self.transformer.transformer_blocks)),)
 
     def freeze_all_but_transformer(self) -> None:
         """No gradient for the encoders; the transformer keeps what it has."""

@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from flow.schedule import sigma_schedule
-from models.adapters import merged_copy
 from models.image_model import Conditioning, ImageModel
 from models.images import to_rgba, to_uint8
+from models.plain import whole_components
 from models.qwen_image_21_prefix import Prefix
+from models.sharding import ShardUnit, text_encoder_units
+from models.whole import first_rank
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
 TOKENS_A_SLOT = 4
@@ -84,6 +86,10 @@ class QwenImage21(ImageModel):
     def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
         """See `ImageModel.sigmas`."""
         return sigma_schedule(self._pipeline.scheduler, num_steps, image_tokens=math.prod(self.grid(size)))
+
+    def shard_units(self) -> tuple[ShardUnit, ...]:
+        """See `ImageModel.shard_units`: transformer and text encoder."""
+        return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
     # ----------------------------------------------------------------- conditioning
 
@@ -159,7 +165,8 @@ class QwenImage21(ImageModel):
         if conditioning.prefix is not None:
             return self._target_velocity(latents, sigmas, conditioning, rows, conditioning.prefix)
         prompts = sorted(set(rows))
-        if len(prompts) == len(rows) and len({conditioning.embeds[row].shape[0] for row in rows}) == 1:
+        alone = len(prompts) == len(rows) and not self.uniform_forwards
+        if alone and len({conditioning.embeds[row].shape[0] for row in rows}) == 1:
             # Nothing to share and nothing to pad: prefix and target together.
             return self._forward(latents, sigmas, conditioning, rows)
         return self._target_velocity(latents, sigmas, conditioning, rows, self._extract(conditioning, prompts))
@@ -257,12 +264,9 @@ class QwenImage21(ImageModel):
 
     def save_pretrained(self, path: str | Path) -> None:
         """See `ImageModel.save_pretrained`."""
-        own = self._pipeline.transformer
-        self._pipeline.transformer = merged_copy(own)
-        try:
-            self._pipeline.save_pretrained(str(path))
-        finally:
-            self._pipeline.transformer = own
+        with whole_components(self._pipeline):
+            if first_rank():
+                self._pipeline.save_pretrained(str(path))
 
 
 def latent_grid(size: tuple[int, int], compression: int) -> tuple[int, int]:

@@ -1,0 +1,110 @@
+"""Gradients over all ranks: averaged, clipped, and looked at together.
+
+Sharded gradients are averaged by FSDP2 while the backward pass runs. Those of whole parameters are averaged here,
+once an optimizer step, after all micro-batches: no wrapper, and one all-reduce however many backwards there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+#: bytes of gradients sent at a time
+_BUCKET_BYTES = 64 * 2**20
+
+
+def world_size() -> int:
+    """Number of processes; 1 where there is no process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def finish_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Average over the ranks what is not averaged yet, and clip.
+
+    Args:
+        parameters: all trainable ones, in the same order on every rank; all of them sharded, or none.
+        max_norm: largest norm of all gradients together.
+
+    Returns:
+        The norm before clipping, float32 scalar on the CPU, the same on every rank; not finite if any gradient isn't.
+    """
+    trainable = list(parameters)
+    average_gradients(trainable)
+    norm = nn.utils.clip_grad_norm_(trainable, max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach().float().cpu()
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Mean over the ranks of the gradients of whole parameters; where one rank has none, its gradient counts as 0."""
+    if world_size() == 1:
+        return
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    if not whole:
+        return
+    present = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32, device=whole[0].device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, wanted in zip(whole, present.tolist(), strict=True):
+        if wanted:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([g.flatten() for g in bucket])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, up to a size, in order: the same buckets on every rank."""
+    bucket: list[Tensor] = []
+    held = 0
+    for gradient in gradients:
+        size = gradient.numel() * gradient.element_size()
+        if bucket and (held + size > _BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(gradient)
+        held += size
+    if bucket:
+        yield bucket
+
+
+def finite_everywhere(*values: Tensor) -> bool:
+    """Whether these numbers are finite on every rank: all ranks get the same answer, and must all ask."""
+    return not any_rank(not all(bool(torch.isfinite(full_value).all()) for full_value in values))
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up on any rank; all ranks get the same answer, and must all ask."""
+    if world_size() == 1:
+        return flag
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    vote = torch.tensor(int(flag), dtype=torch.int32, device=device)
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item())
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """Mean of each number over the ranks that have it (NaN: it has not), in one message; the same names everywhere."""
+    if world_size() == 1 or not values:
+        return values
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    found = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    sums = torch.stack([found.nan_to_num(), (~found.isnan()).double()])
+    dist.all_reduce(sums)
+    return dict(zip(values, (sums[0] / sums[1]).tolist(), strict=True))
+
+
+def reduce_gradients(module: nn.Module, *, now: bool) -> None:
+    """Whether the backward passes to come send sharded gradients to their ranks, or keep whole ones until later."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(now, recurse=False)

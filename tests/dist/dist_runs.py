@@ -1,0 +1,195 @@
+"""Short runs of every stage, as a rank makes them, and the record that each leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dist_data import ToyCaptions
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import GROUP_TIMEOUT
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from callbacks import WeightEMA
+from datamodules import AnnotationDataModule, CaptionedImageDataModule
+from lightning_modules import FlowPretrain, RewardFinetune
+from lightning_modules.reward_settings import RewardObjective
+from lightning_modules.settings import LoraSettings
+from rewards.reading import ReadingSettings
+from strategies import AtomicCheckpointIO, FSDP2Strategy, ReplicatedStrategy
+from strategies.shards import full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One fit.
+
+    Attributes:
+        stage: see `STAGES`.
+        files: what the stage reads, by name.
+        directory: where checkpoints go.
+        record: file that rank 0 leaves its record in; other ranks add their number.
+        strategy: `fsdp2`, `replicated` or `single`.
+        world_size: number of ranks.
+        steps: to train in all.
+        resume: checkpoint to go on from.
+        module: changes of the module's arguments.
+        strategy_settings: changes of the strategy's arguments.
+        extra: callbacks of the run, besides those of all runs.
+    """
+
+    stage: str
+    files: dict[str, str]
+    directory: str
+    record: str
+    strategy: str = "fsdp2"
+    world_size: int = 2
+    steps: int = 3
+    save_every: int = 1
+    resume: str | None = None
+    module: dict[str, Any] = field(default_factory=dict)
+    strategy_settings: dict[str, Any] = field(default_factory=dict)
+    extra: tuple[Callback, ...] = ()
+
+
+class Recorder(Callback):
+    """Losses by step, what was drawn, the weights at the end, and the bytes that this rank held."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.found: dict[str, Any] = {"losses": {}, "samples": {}, "bytes": {}}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        name = "update/loss" if "update/loss" in trainer.callback_metrics else "loss"
+        self.found["losses"][trainer.global_step] = float(trainer.callback_metrics[name])
+        iteration = getattr(pl_module, "last_iteration", None)
+        if iteration is not None:
+            mine = dict(zip(_keys(iteration), torch.cat(iteration.latents).cpu(), strict=True))
+            self.found["samples"][trainer.global_step] = mine
+        if "gradient" not in self.found:
+            self.found["gradient"] = _first_moments(trainer)
+            self.found["bytes"] = self._bytes(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._gradients = sum(_local_bytes(p.grad) for p in _trained(trainer) if p.grad is not None)
+
+    def _bytes(self, trainer: Trainer) -> dict[str, int]:
+        state = [v for values in _optimizer(trainer).state.values() for v in values.values() if v.ndim]
+        return {
+            "parameters": sum(map(_local_bytes, _trained(trainer))),
+            "gradients": self._gradients,
+            "optimizer": sum(map(_local_bytes, state)),
+        }
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        averages = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA)]
+        named = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
+        self.found["weights"] = {n: full(p.detach()).clone() for n, p in named.items()}
+        self.found["ema"] = {n: full(p).clone() for n, p in averages[0].state_dict().items()}
+        self.found["moments"] = _first_moments(trainer)
+        suffix = "" if trainer.global_rank == 0 else f".{trainer.global_rank}"
+        torch.save(self.found, self.run.record + suffix)
+
+
+def _keys(iteration: Any) -> list[tuple]:
+    """(prompt id, member) of every sample."""
+    seen: dict[int, int] = {}
+    keys = []
+    for group in iteration.groups.tolist():
+        seen[group] = seen.get(group, -1) + 1
+        keys.append((group, seen[group]))
+    return keys
+
+
+def _optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+    return trainer.optimizers[0]
+
+
+def _trained(trainer: Trainer) -> list[Tensor]:
+    return [p for group in _optimizer(trainer).param_groups for p in group["params"]]
+
+
+def _first_moments(trainer: Trainer) -> list[Tensor]:
+    """Adam's first moments: after one step, a tenth of the clipped gradient."""
+    state = _optimizer(trainer).state
+    return [full(state[p]["exp_avg"]).clone() for p in _trained(trainer) if p in state]
+
+
+def _local_bytes(tensor: Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()
+
+
+def strategy(run: Run) -> dict[str, Any]:
+    """The trainer's arguments that say how a run is spread."""
+    if run.strategy == "single":
+        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
+    kind = {"fsdp2": FSDP2Strategy, "replicated": ReplicatedStrategy}[run.strategy]
+    settings = {"timeout": GROUP_TIMEOUT, "process_group_backend": "gloo"}
+    if run.strategy == "fsdp2":
+        settings["precision"] = "float32"
+    made = kind(**(settings | run.strategy_settings))
+    return {"devices": run.world_size, "strategy": made, "use_distributed_sampler": False}
+
+
+def fit(run: Run) -> None:
+    """A rank's part of a run."""
+    module, data = STAGES[run.stage](run)
+    saver = ModelCheckpoint(dirpath=run.directory, every_n_train_steps=run.save_every, save_top_k=-1, save_last="link")
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=run.steps,
+        callbacks=[WeightEMA(decay=0.7), *run.extra, Recorder(run), saver],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **strategy(run),
+    )
+    trainer.fit(module, data, ckpt_path=run.resume)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def flow_pretrain(run: Run) -> tuple[LightningModule, LightningDataModule]:
+    arguments = {
+        "model_path": run.files["generator"],
+        "image_size": 32,
+        "optimizer": partial(torch.optim.AdamW, lr=1e-3),
+        "caption_dropout": 0.3,
+    } | run.module
+    data = CaptionedImageDataModule(ToyCaptions(24), ToyCaptions(4), batch_size=6)
+    return FlowPretrain(**arguments), data
+
+
+def reward_finetune(run: Run) -> tuple[LightningModule, LightningDataModule]:
+    arguments = {
+        "model_path": run.files["vlm"],
+        "optimizer": partial(torch.optim.AdamW, lr=1e-3),
+        "rubrics": {"brightness": run.files["rubric"]},
+        "reading": ReadingSettings(max_new_tokens=8),
+        "objective": RewardObjective(direct_share=0.5),
+    } | run.module
+    files = [run.files["annotations"]]
+    return RewardFinetune(**arguments), AnnotationDataModule(files, files, batch_size=8)
+
+
+STAGES = {"flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}
+LORA = LoraSettings(rank=4, alpha=8)
+
+
+def losses(path: str | Path) -> dict[int, float]:
+    return torch.load(path, weights_only=False)["losses"]
+
+
+def write_lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)

@@ -1,0 +1,37 @@
+"""One rank, two ranks, shards or copies: the same samples, losses and gradients, and half of the memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.dist
+
+STAGES = ("flow_pretrain", "reward_finetune")
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """To 1e-5 of the largest entry, all tensors together: float32 sums in another order."""
+    assert len(found) == len(expected) > 0
+    scale = max(float(e.abs().max()) for e in expected)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("strategy", ["fsdp2", "replicated"])
+def test_two_ranks_train_as_one_process_does(recorded, stage: str, strategy: str) -> None:
+    alone, spread = recorded(stage, "single", 1), recorded(stage, strategy, 2)
+    assert spread["losses"].keys() == alone["losses"].keys()
+    assert list(spread["losses"].values()) == pytest.approx(list(alone["losses"].values()), rel=1e-5)
+    assert len(set(alone["losses"].values())) == len(alone["losses"])
+    assert_close(spread["gradient"], alone["gradient"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rank_holds_half_of_weights_gradients_and_optimizer(recorded, stage: str) -> None:
+    alone, spread = recorded(stage, "single", 1), recorded(stage, "fsdp2", 2)
+    for kind, total in alone["bytes"].items():
+        assert total > 0
+        for rank in spread["ranks"]:
+            assert rank["bytes"][kind] == pytest.approx(total / 2, rel=0.05), kind
