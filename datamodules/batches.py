@@ -6,11 +6,14 @@ Shapes: P prompts, N samples, H height, W width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+#: what a prompt asks for: an image, or an edit of one
+TASKS = ("t2i", "edit")
 
 
 class PromptTable(ABC):
@@ -50,6 +53,16 @@ class Prompts(PromptTable):
     categories: tuple[str, ...]
     sources: Tensor | None = None
 
+    @property
+    def task(self) -> str:
+        """`edit` where there are source images, else `t2i`."""
+        return task_of(self.sources)
+
+    @property
+    def groups(self) -> Tensor:
+        """Id of each prompt's group, int64 (P,); stable, and another one for an edit with the id of a prompt."""
+        return torch.tensor(self.ids, dtype=torch.int64) * len(TASKS) + TASKS.index(self.task)
+
     def select(self, index: list[int]) -> Prompts:
         """The prompts at `index`, in that order."""
         return Prompts(
@@ -75,6 +88,34 @@ class Prompts(PromptTable):
     def to(self, device: torch.device) -> Prompts:
         """The same batch with its tensors on `device`."""
         return self if self.sources is None else replace(self, sources=self.sources.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBatches:
+    """One iteration on several tasks: gradients accumulate over the parts into one optimizer step.
+
+    Attributes:
+        parts: batches, each of one task.
+    """
+
+    parts: tuple[Prompts, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def to(self, device: torch.device) -> TaskBatches:
+        """The same batches with their tensors on `device`."""
+        return TaskBatches(parts=tuple(part.to(device) for part in self.parts))
+
+
+def task_of(sources: Tensor | None) -> str:
+    """The task, one of `TASKS`, of samples with these source images."""
+    return "t2i" if sources is None else "edit"
+
+
+def labels(categories: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """How logs name each sample's category: an edit's is `edit/<category>`, as both tasks may have one of a name."""
+    return [c if task == "t2i" else f"{task}/{c}" for c, task in zip(categories, tasks, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from datamodules.batches import Captioned, Prompts
+from datamodules.batches import Captioned, Prompts, TaskBatches, labels
 from lightning_modules.sampling import Sampler
 from lightning_modules.scoring import score_all
 from models import ImageModel
@@ -33,7 +33,7 @@ class Drawn:
     Attributes:
         prompts: one entry an image, length N.
         images: in [0, 1], shape (N, 3, H, W).
-        scores: raw scores (N,) by name of the scorer; NaN where one could not score.
+        scores: raw scores (N,) by name of each scorer that was asked; NaN where one could not score.
     """
 
     prompts: Prompts
@@ -57,21 +57,26 @@ class EvaluationSteps(LightningModule):
     drawn: Drawn | None = None
 
     @override
-    def transfer_batch_to_device(self, batch: Prompts | Captioned, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(
+        self, batch: Prompts | TaskBatches | Captioned, device: torch.device, dataloader_idx: int
+    ) -> Any:
         return batch.to(device)  # Lightning's own transfer refuses frozen dataclasses
 
+    def asks(self, name: str, task: str) -> bool:
+        """Whether the scorer of that name is asked about samples of a task."""
+        return True
+
     def draw(self, batch: Prompts, scorers: Mapping[str, Reward], members: int) -> Drawn:
-        """`members` images a prompt, scored by every scorer."""
+        """`members` images a prompt, scored by every scorer that is asked about their task."""
         self.model.transformer.eval()
         images = self.sampler.images(self.model, batch, members=members)
         repeated = batch.repeat_interleave(members)
         samples = Samples(
             images=images, prompts=repeated.texts, categories=repeated.categories, sources=repeated.sources
         )
-        scores = score_all(scorers, samples) if scorers else torch.zeros(len(samples), 0)
-        self.drawn = Drawn(
-            prompts=repeated, images=images, scores={name: scores[:, k] for k, name in enumerate(scorers)}
-        )
+        asked = {name: scorer for name, scorer in scorers.items() if self.asks(name, batch.task)}
+        columns = score_all(asked, samples).unbind(dim=1)
+        self.drawn = Drawn(prompts=repeated, images=images, scores=dict(zip(asked, columns, strict=True)))
         return self.drawn
 
     # ----------------------------------------------------------------- validate
@@ -85,10 +90,13 @@ class EvaluationSteps(LightningModule):
         self._collect(self.draw(batch, self.rewards, self.val_members))
 
     def _collect(self, drawn: Drawn) -> None:
+        prompts = drawn.prompts
+        tasks = [prompts.task] * len(prompts)
+        names, means = labels(prompts.categories, tasks), labels(["mean"] * len(prompts), tasks)
         for name, scores in drawn.scores.items():
-            for category in sorted(set(drawn.prompts.categories)):
-                index = [i for i, c in enumerate(drawn.prompts.categories) if c == category]
-                for key in (f"{name}/{category}", f"{name}/mean"):
+            for label in sorted(set(names)):
+                index = [i for i, other in enumerate(names) if other == label]
+                for key in (f"{name}/{label}", f"{name}/{means[0]}"):
                     metric = self._means.setdefault(key, MeanMetric(nan_strategy="ignore").to(self.device))
                     metric.update(scores[index].to(self.device))
 
@@ -112,6 +120,7 @@ class EvaluationSteps(LightningModule):
             zip(drawn.prompts.ids, drawn.prompts.texts, drawn.prompts.categories, strict=True)
         ):
             row = {"id": identifier, "prompt": text, "category": category, "member": i % self.test_members}
+            row["task"] = drawn.prompts.task
             # NaN is not JSON: a score that could not be given is null.
             scores = {name: None if torch.isnan(s[i]) else round(float(s[i]), 6) for name, s in drawn.scores.items()}
             self._rows.append(row | {"scores": scores})

@@ -3,29 +3,35 @@
 One step: G images a prompt are rolled out under guidance -> rewards -> advantages in the group -> one or several
 updates whose objective sees the conditional branch alone (hybrid guidance, arXiv 2606.27608, section 3).
 
+A step is made in pieces, groups that are rolled out together. A piece's images go to the rewards as soon as they are
+decoded, and the next piece rolls out meanwhile; then, piece by piece, its scores are waited for and its gradients
+accumulate while the later ones are still being scored. Weights change once all of them are in: nothing is stale.
+
 Shapes: P prompts, G images a prompt, N = P G samples, K rewards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import Prompts
-from flow.advantages import group_advantages
-from flow.rollout import Trajectory
+from datamodules.batches import Prompts, TaskBatches
+from lightning_modules.advantages import Advantages, AdvantageSettings, Outcome, Scored
 from lightning_modules.evaluation_steps import EvaluationSteps
-from lightning_modules.objectives import OBJECTIVES, Objective, Rollout, micro_batches
+from lightning_modules.hooks import FixedWeights, GroupGate, WeightSource, weights_by_task
+from lightning_modules.iteration import Iteration, Piece
+from lightning_modules.objectives import OBJECTIVES, Rollout
+from lightning_modules.pending import PendingScores
 from lightning_modules.phases import PhaseClock
+from lightning_modules.reward_metrics import reward_metrics
 from lightning_modules.sampling import Sampler, group_rollout
-from lightning_modules.scoring import check_weights, reward_metrics, score_all
 from lightning_modules.settings import (
     LoraSettings,
     ObjectiveSettings,
@@ -35,6 +41,7 @@ from lightning_modules.settings import (
     check_settings,
 )
 from lightning_modules.shadow import ShadowWeights
+from lightning_modules.updates import PolicyUpdates
 from lightning_modules.windows import check_window, steps_of_iteration
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
@@ -42,7 +49,7 @@ from models.loading import peek_sigmas
 from rewards import Reward, Samples
 
 
-class GRPOPolicy(EvaluationSteps, LightningModule):
+class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     """Trains a generator's transformer to raise its rewards.
 
     Args:
@@ -50,10 +57,13 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         image_size: height and width in pixels.
         rewards: scorers by name, each on the scale 1..5.
         optimizer: of the trainable weights.
-        reward_weights: by reward name, non-negative, summing to 1; equal if none are given.
+        reward_weights: by reward name, non-negative, summing to 1; or such weights for each task (`t2i`, `edit`), where
+            a reward that a task does not name is not asked about that task's samples. Equal if none are given.
         judges: scorers used by `test` alone, by name. Never part of training.
+        monitors: scorers that are watched in training, by name, and never part of the loss.
         rollout: how images are made.
         objective: what an update minimises.
+        advantages: how several rewards become one advantage.
         lora: train an adapter of this kind; None trains all the transformer's weights.
         gradient_clip: largest gradient norm.
         test_members: images a prompt in `test` and `predict`.
@@ -66,10 +76,12 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         image_size: int,
         rewards: dict[str, Reward],
         optimizer: OptimizerCallable,
-        reward_weights: dict[str, float] | None = None,
+        reward_weights: dict[str, float | dict[str, float]] | None = None,
         judges: dict[str, Reward] | None = None,
+        monitors: dict[str, Reward] | None = None,
         rollout: RolloutSettings = RolloutSettings(),  # noqa: B008  (frozen)
         objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008
+        advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008
         lora: LoraSettings | None = None,
         gradient_clip: float = 1.0,
         test_members: int = 1,
@@ -86,10 +98,14 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         self.model_path = model_path
         self.image_size = image_size
         self.rewards = rewards
-        self.reward_weights = check_weights(rewards, reward_weights)
+        self.reward_weights = weights_by_task(list(rewards), reward_weights)
+        self.weight_source: WeightSource = FixedWeights(self.reward_weights)
+        self.gates: list[GroupGate] = []
         self.judges = judges or {}
+        self.monitors = monitors or {}
         self.rollout_settings = rollout
         self.objective_settings = objective
+        self.advantage_settings = advantages
         self.lora = lora
         self.gradient_clip = gradient_clip
         self.test_members = test_members
@@ -98,6 +114,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
         self.clock = PhaseClock()
         self.iteration = 0
         self.skipped = 0
+        self.last_iteration: Iteration | None = None
         self.model: ImageModel | None = None
 
     # ----------------------------------------------------------------- set-up
@@ -121,9 +138,7 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
             size=(self.image_size, self.image_size),
             seed=self.seed,
         )
-        self.objective: Objective = OBJECTIVES[self.objective_settings.kind](
-            self.rollout_settings, self.objective_settings
-        )
+        self.objective = OBJECTIVES[self.objective_settings.kind](self.rollout_settings, self.objective_settings)
         self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None
         self.reference = ShadowWeights(model.transformer) if self.objective.uses_reference else None
 
@@ -134,165 +149,137 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
     # ----------------------------------------------------------------- one iteration
 
     @override
-    def training_step(self, batch: Prompts, batch_idx: int) -> None:
+    def training_step(self, batch: Prompts | TaskBatches, batch_idx: int) -> None:
         self.model.transformer.train()
-        rollout, images = self._roll_out(batch)
-        with self.clock.phase("reward"):
-            scores, advantages = self._score(batch, images)
-        with self.clock.phase("update"):
-            updates = self._update(rollout, advantages)
-        self._log_iteration(batch, scores, advantages, updates)
+        parts = batch.parts if isinstance(batch, TaskBatches) else (batch,)
+        with PendingScores(self.rewards, self.clock) as pending:
+            pieces = [self._begin(number, prompts, pending) for number, prompts in self._cut(parts)]
+            outcomes, updates = self._update(pieces)
+        self.last_iteration = Iteration.of(self.iteration, parts, pieces, outcomes, list(self.rewards))
+        self._log_iteration(self.last_iteration, updates)
         self.iteration += 1
 
-    def _roll_out(self, batch: Prompts) -> tuple[Rollout, Tensor]:
-        """Images of every group, and what the updates need of how they came about."""
-        settings = self.rollout_settings
+    def _cut(self, parts: Sequence[Prompts]) -> Iterator[tuple[int, Prompts]]:
+        """Prompts of each piece, with the number of the part they belong to."""
+        size = max(1, self.rollout_settings.batch_size // self.rollout_settings.group_size)
+        for number, part in enumerate(parts):
+            for prompts in part.parts(size):
+                yield number, prompts
+
+    def _begin(self, part: int, prompts: Prompts, pending: PendingScores) -> Piece:
+        """Make a piece's images and submit them."""
+        rollout, images = self._roll_out(prompts)
+        scored = self._submit(prompts, images, pending)
+        return Piece(part=part, rollout=rollout, images=images, scored=scored)
+
+    def _roll_out(self, prompts: Prompts) -> tuple[Rollout, Tensor]:
+        """Images (N, 3, H, W) of every group, and what the updates need of how they came about."""
+        settings, group = self.rollout_settings, self.rollout_settings.group_size
         steps: tuple[int, ...] = ()
         if self.objective.uses_window:
             steps = steps_of_iteration(settings.window, settings.num_steps, iteration=self.iteration, seed=self.seed)
         with self.clock.phase("rollout"), torch.no_grad():
+            branches = self.sampler.encode(self.model, prompts.texts, prompts.sources)
             with nullcontext() if self.old is None else self.old.applied():
-                trajectory = self._trajectory(batch, steps)
+                trajectory = group_rollout(
+                    self.model,
+                    self.sampler,
+                    prompts,
+                    branches,
+                    group_size=group,
+                    step=self.iteration,
+                    transition=settings.transition,
+                    noise_level=settings.noise_level,
+                    stochastic_steps=steps,
+                    shared_noise=settings.shared_noise,
+                )
             images = self.model.decode(trajectory.latents)
-            group = settings.group_size
-            conditioning = self.model.encode(batch.texts, batch.sources).repeat_interleave(group)
-            unconditional = None
-            if settings.cfg == "both":
-                blank = self.model.encode([""] * len(batch), batch.sources)
-                unconditional = blank.repeat_interleave(group)
         self.clock.images += images.shape[0]
+        seen = branches.repeat_interleave(group)
         rollout = Rollout(
-            prompts=batch,
+            prompts=prompts,
             trajectory=trajectory,
             sigmas=self.sampler.sigmas,
-            conditioning=conditioning,
-            unconditional=unconditional,
-            members=tuple(range(group)) * len(batch),
+            conditioning=seen.conditional,
+            unconditional=seen.unconditional if settings.cfg == "both" else None,
+            members=tuple(range(group)) * len(prompts),
             iteration=self.iteration,
             seed=self.seed,
         )
         return rollout, images
 
-    def _trajectory(self, batch: Prompts, steps: tuple[int, ...]) -> Trajectory:
-        settings = self.rollout_settings
-        per_batch = max(1, settings.batch_size // settings.group_size)
-        parts = [
-            group_rollout(
-                self.model,
-                self.sampler,
-                part,
-                group_size=settings.group_size,
-                step=self.iteration,
-                transition=settings.transition,
-                noise_level=settings.noise_level,
-                stochastic_steps=steps,
-                shared_noise=settings.shared_noise,
-            )
-            for part in batch.parts(per_batch)
-        ]
-        return Trajectory(
-            latents=torch.cat([p.latents for p in parts]),
-            states=torch.cat([p.states for p in parts], dim=1),
-            next_states=torch.cat([p.next_states for p in parts], dim=1),
-            steps=parts[0].steps,
-        )
+    # ----------------------------------------------------------------- scores
 
-    def _score(self, batch: Prompts, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw scores (N, K) and advantages (N,)."""
-        group = self.rollout_settings.group_size
-        repeated = batch.repeat_interleave(group)
+    @override
+    def asks(self, name: str, task: str) -> bool:
+        return name not in self.rewards or name in self.reward_weights.get(task, ())
+
+    def _submit(self, prompts: Prompts, images: Tensor, pending: PendingScores) -> Scored:
+        """Send the images of every group to the rewards of their task."""
+        repeated = prompts.repeat_interleave(self.rollout_settings.group_size)
         samples = Samples(
             images=images, prompts=repeated.texts, categories=repeated.categories, sources=repeated.sources
         )
-        scores = score_all(self.rewards, samples)
-        weights = torch.tensor(list(self.reward_weights.values())).expand(len(samples), -1)
-        settings = self.objective_settings
-        advantages = group_advantages(
-            scores,
-            torch.tensor(repeated.ids),
-            weights,
-            std_floor=settings.std_floor,
-            clip=settings.advantage_clip,
+        asked = [name for name in self.rewards if self.asks(name, prompts.task)]
+        return Scored(samples=repeated, scores=pending.submit(samples, asked))
+
+    def _outcomes(self, scored: Sequence[Scored]) -> Iterator[Outcome]:
+        """Scores and advantages, each piece's as soon as it can be had."""
+        advantages = Advantages(
+            self.advantage_settings,
+            self.objective_settings,
+            reward_names=list(self.rewards),
+            weight_source=self.weight_source,
+            gates=self.gates,
+            device=self.device,
         )
-        return scores, advantages
+        return advantages.in_turn(scored)
+
+    def score(self, prompts: Prompts, images: Tensor) -> Outcome:
+        """Score the images (N, 3, H, W) of one batch of groups at once."""
+        with PendingScores(self.rewards, self.clock) as pending:
+            return next(self._outcomes([self._submit(prompts, images, pending)]))
 
     # ----------------------------------------------------------------- updates
 
-    def _update(self, rollout: Rollout, advantages: Tensor) -> list[dict[str, Tensor]]:
-        """All optimizer steps of one rollout; the metrics of each."""
+    def _update(self, pieces: Sequence[Piece]) -> tuple[list[Outcome], list[dict[str, Tensor]]]:
+        """All optimizer steps of one iteration: outcomes of the pieces, and metrics of each step.
+
+        The first update's gradients accumulate while the scores of later pieces are still under way.
+        """
+        rollouts = [piece.rollout for piece in pieces]
+        outcomes: list[Outcome] = []
         metrics = []
-        prepared = [self._prepare(rollout, update) for update in range(self.objective_settings.updates)]
-        for update in range(self.objective_settings.updates):
-            # A policy gradient prepares once, before its first update: the old values serve them all.
-            metrics.append(self.update_once(rollout, advantages, prepared[update] or prepared[0]))
-        if self.old is not None:
-            growth = self.objective_settings.old_decay_growth * (self.iteration + 1)
-            self.old.blend(min(growth, self.objective_settings.old_decay))
-        return metrics
 
-    def _prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
-        with nullcontext() if self.old is None else self.old.applied():
-            prepared = self.objective.prepare(self.model, rollout, update)
-        if self.reference is not None:
-            with self.reference.applied():
-                prepared |= self.objective.prepare_reference(self.model, rollout, prepared)
-        return prepared
+        def arriving() -> Iterator[Tensor]:
+            for outcome in self._outcomes([piece.scored for piece in pieces]):
+                outcomes.append(outcome)
+                yield outcome.advantages
 
-    def accumulate_gradients(
-        self, rollout: Rollout, advantages: Tensor, prepared: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Backward micro-batch by micro-batch; returns the metrics of the whole batch."""
-        samples, steps = len(rollout.conditioning), self.objective.steps_a_sample(rollout)
-        collected: list[tuple[int, dict[str, Tensor]]] = []
-        total = torch.zeros(())
-        for pairs in micro_batches(samples, steps, self.objective_settings.micro_batch_size):
-            loss, metrics = self.objective.loss(
-                self.model, rollout, advantages, pairs, prepared, denominator=samples * steps
-            )
-            self.manual_backward(loss)
-            total = total + loss.detach().cpu()
-            collected.append((len(pairs), metrics))
-        return {"loss": total} | _weighted_means(collected)
-
-    def update_once(self, rollout: Rollout, advantages: Tensor, prepared: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One optimizer step, skipped (and counted) where the gradient is not finite."""
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        metrics = self.accumulate_gradients(rollout, advantages, prepared)
-        trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trainable, self.gradient_clip)
-        metrics["gradient_norm"] = norm.detach().cpu()
-        if torch.isfinite(norm) and torch.isfinite(metrics["loss"]):
-            optimizer.step()
-            self.skipped = 0
-        else:
-            self._skip()
-        return metrics
-
-    def _skip(self) -> None:
-        self.optimizers().zero_grad()
-        self.skipped += 1
-        if self.skipped >= self.objective_settings.max_skipped:
-            raise RuntimeError(
-                f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a loss or gradient that "
-                "is not finite. Lower the learning rate, or look at the rewards of the last iterations."
-            )
+        with self.clock.phase("update"):
+            updates = range(self.objective_settings.updates)
+            prepared = [[self._prepare(rollout, update) for rollout in rollouts] for update in updates]
+            for update in updates:
+                # A policy gradient prepares once, before its first update: the old values serve them all.
+                ready = [now or first for now, first in zip(prepared[update], prepared[0], strict=True)]
+                advantages = [outcome.advantages for outcome in outcomes] if update else arriving()
+                metrics.append(self.update_once(rollouts, advantages, ready))
+            if self.old is not None:
+                growth = self.objective_settings.old_decay_growth * (self.iteration + 1)
+                self.old.blend(min(growth, self.objective_settings.old_decay))
+        return outcomes, metrics
 
     # ----------------------------------------------------------------- logging and state
 
-    def _log_iteration(
-        self, batch: Prompts, scores: Tensor, advantages: Tensor, updates: list[dict[str, Tensor]]
-    ) -> None:
-        repeated = batch.repeat_interleave(self.rollout_settings.group_size)
-        values = reward_metrics(
-            self.rewards, self.reward_weights, scores, torch.tensor(repeated.ids), repeated.categories
-        )
-        values["advantage/abs_mean"] = advantages.abs().mean().item()
+    def _log_iteration(self, iteration: Iteration, updates: list[dict[str, Tensor]]) -> None:
+        size = sum(len(prompts) for prompts in iteration.prompts)
+        values = reward_metrics(self.rewards, iteration)
+        values["advantage/abs_mean"] = iteration.advantages.abs().mean().item()
         for key in updates[0]:
             values[f"update/{key}"] = float(torch.stack([u[key].float().cpu() for u in updates]).mean())
         values["update/skipped_in_a_row"] = float(self.skipped)
-        self.log_dict(values, batch_size=len(batch))
-        self.log("reward", values["reward/mean"], prog_bar=True, logger=False, batch_size=len(batch))
+        self.log_dict(values, batch_size=size)
+        self.log("reward", values["reward/mean"], prog_bar=True, logger=False, batch_size=size)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -318,16 +305,3 @@ class GRPOPolicy(EvaluationSteps, LightningModule):
     def export(self, path: str | Path) -> None:
         """Write the trained generator in the diffusers layout."""
         self.model.save_pretrained(path)
-
-
-def _weighted_means(collected: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Mean of each metric over pairs; a maximum where its name says so."""
-    total = sum(count for count, _ in collected)
-    means: dict[str, Tensor] = {}
-    for name in collected[0][1]:
-        values = [(count, metrics[name].float().cpu()) for count, metrics in collected]
-        if name.endswith("_max"):
-            means[name] = torch.stack([value for _, value in values]).max()
-        else:
-            means[name] = sum((value * count for count, value in values), torch.zeros(())) / total
-    return means

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Accumulates wall-clock seconds by phase.
+    """Accumulates wall-clock seconds by phase; a phase inside another stops the other's time.
 
     Attributes:
         current: name of the phase that runs now; empty between phases.
@@ -18,24 +18,32 @@ class PhaseClock:
     def __init__(self) -> None:
         self.current = ""
         self.images = 0
+        self._since = 0.0
         self._seconds: dict[str, float] = {}
-        self._listeners: list = []
+        self._listeners: list[Callable[[str], None]] = []
 
-    def listen(self, listener) -> None:
-        """Call `listener(phase)` whenever a phase starts."""
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Call `listener(phase)` whenever a phase starts or goes on."""
         self._listeners.append(listener)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Everything inside the block counts to `name`."""
-        self.current, start = name, time.perf_counter()
-        for listener in self._listeners:
-            listener(name)
+        """Everything inside the block counts to `name`, but for what inner phases take."""
+        outer = self.current
+        self._switch(name)
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-            self.current = ""
+            self._switch(outer)
+
+    def _switch(self, name: str) -> None:
+        now = time.perf_counter()
+        if self.current:
+            self._seconds[self.current] = self._seconds.get(self.current, 0.0) + now - self._since
+        self.current, self._since = name, now
+        if name:
+            for listener in self._listeners:
+                listener(name)
 
     def drain(self) -> tuple[dict[str, float], int]:
         """Seconds by phase and images since the last call; starts anew."""

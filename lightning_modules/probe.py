@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.batches import Prompts
 from lightning_modules.grpo_policy import GRPOPolicy
+from rewards.composite import weighted_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def probe_update(module: GRPOPolicy, training: Prompts, held_out: Prompts, *, st
     trainable = [p for p in module.model.transformer.parameters() if p.requires_grad]
     module.model.transformer.train()
     rollout, images = module._roll_out(training)
-    _, advantages = module._score(training, images)
+    advantages = module.score(training, images).advantages
     module.zero_grad()
     module.accumulate_gradients(rollout, advantages, module._prepare(rollout, 0))
     norm = torch.sqrt(sum((p.grad.square().sum() for p in trainable if p.grad is not None), torch.zeros(())))
@@ -66,4 +67,5 @@ def probe_update(module: GRPOPolicy, training: Prompts, held_out: Prompts, *, st
 
 def _reward(module: GRPOPolicy, prompts: Prompts) -> float:
     scores: dict[str, Tensor] = dict(module.draw(prompts, module.rewards, 1).scores)
-    return sum(module.reward_weights[name] * float(values.nanmean()) for name, values in scores.items())
+    weights = module.weight_source.weights(prompts.categories, [prompts.task] * len(prompts), list(scores))
+    return float(weighted_mean(torch.stack(list(scores.values()), dim=1), weights).nanmean())

@@ -21,6 +21,31 @@ VelocityFn = Callable[[Tensor, int, float], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Branches:
+    """What guidance compares.
+
+    Attributes:
+        conditional: of N samples.
+        unconditional: of the same samples with a blank prompt; None where guidance is off.
+    """
+
+    conditional: Conditioning
+    unconditional: Conditioning | None
+
+    def cached(self, model: ImageModel) -> Branches:
+        """With the model's prefix computed, for many evaluations under the same weights."""
+        return self._each(model.cache_prefix)
+
+    def repeat_interleave(self, times: int) -> Branches:
+        """Every sample `times` times, copies side by side."""
+        return self._each(lambda branch: branch.repeat_interleave(times))
+
+    def _each(self, change: Callable[[Conditioning], Conditioning]) -> Branches:
+        blank = self.unconditional
+        return Branches(conditional=change(self.conditional), unconditional=None if blank is None else change(blank))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
     """A way to draw images: schedule, guidance and the noise's seed.
 
@@ -71,26 +96,24 @@ class Sampler:
         return torch.cat(made)
 
     @torch.no_grad()
+    def encode(self, model: ImageModel, texts: Sequence[str], sources: Tensor | None = None) -> Branches:
+        """Both branches of P texts. Guidance keeps the source image in both."""
+        conditional = model.encode(texts, sources, size=self.size)
+        if self.guidance.scale == 1:
+            return Branches(conditional=conditional, unconditional=None)
+        if sources is not None:
+            return Branches(
+                conditional=conditional, unconditional=model.encode([""] * len(texts), sources, size=self.size)
+            )
+        blank = model.encode([""], size=self.size)  # one blank prompt serves them all
+        return Branches(conditional=conditional, unconditional=blank.select([0] * len(texts)))
+
     def velocity(
         self, model: ImageModel, texts: Sequence[str], sources: Tensor | None = None, *, repeats: int = 1
     ) -> VelocityFn:
-        """The guided velocity of each text, `repeats` samples a text, with the prefix computed once.
-
-        Guidance keeps the source image in both branches.
-        """
-        conditional = model.cache_prefix(model.encode(texts, sources, size=self.size))
-        blank = [""] * (1 if sources is None else len(texts))
-        unconditional = None
-        if self.guidance.scale != 1:
-            unconditional = model.cache_prefix(model.encode(blank, sources, size=self.size))
-            if sources is None:  # one blank prompt serves them all
-                unconditional = unconditional.select([0] * len(texts))
-        return guided_velocity(
-            model,
-            conditional.repeat_interleave(repeats),
-            None if unconditional is None else unconditional.repeat_interleave(repeats),
-            self.guidance,
-        )
+        """The guided velocity of each text, `repeats` samples a text, with the prefix computed once."""
+        branches = self.encode(model, texts, sources).cached(model).repeat_interleave(repeats)
+        return guided_velocity(model, branches.conditional, branches.unconditional, self.guidance)
 
 
 def guided_velocity(
@@ -114,10 +137,12 @@ def guided_velocity(
     return velocity
 
 
+@torch.no_grad()
 def group_rollout(
     model: ImageModel,
     sampler: Sampler,
     prompts: Prompts,
+    branches: Branches,
     *,
     group_size: int,
     step: int,
@@ -128,18 +153,21 @@ def group_rollout(
 ) -> Trajectory:
     """Roll out G images a prompt, stochastic only at the given steps, and keep the states there.
 
-    With shared noise the steps before the first stochastic one are computed once a prompt.
+    With shared noise the steps before the first stochastic one are computed once a prompt. `branches` are those of
+    the P prompts, without prefix.
 
     Returns:
         trajectory of N = P G samples, members of a group side by side.
     """
     ids = [i for i in prompts.ids for _ in range(group_size)]
     members = list(range(group_size)) * len(prompts)
+    branches = branches.cached(model)
+    grouped = branches.repeat_interleave(group_size)
     start, prefix_end = 0, stochastic_steps[0] if shared_noise and stochastic_steps else 0
     if shared_noise:
         noise = sampler.initial_noise(model, step=step, ids=prompts.ids, members=[0] * len(prompts))
         if prefix_end:
-            single = sampler.velocity(model, prompts.texts, prompts.sources)
+            single = guided_velocity(model, branches.conditional, branches.unconditional, sampler.guidance)
             noise = rollout(single, noise, sampler.sigmas, stop=prefix_end).latents
             start = prefix_end
         noise = noise.repeat_interleave(group_size, dim=0)
@@ -159,7 +187,7 @@ def group_rollout(
         return drawn.to(noise.device)
 
     return rollout(
-        sampler.velocity(model, prompts.texts, prompts.sources, repeats=group_size),
+        guided_velocity(model, grouped.conditional, grouped.unconditional, sampler.guidance),
         noise,
         sampler.sigmas,
         kind=transition,

@@ -45,6 +45,11 @@ class Samples:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def task(self) -> str:
+        """`edit` where there are source images, else `t2i`."""
+        return "t2i" if self.sources is None else "edit"
+
 
 class Reward(ABC):
     """Scores images on the scale 1 (worst) to 5 (best)."""

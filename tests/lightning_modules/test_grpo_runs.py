@@ -132,16 +132,16 @@ def test_reward_outside_its_scale_stops_the_run(policy, data, tmp_path) -> None:
     images = torch.rand(3, 3, 32, 32)
     seven = type(batch)(ids=batch.ids, texts=("seven",), categories=batch.categories)
     with pytest.raises(ValueError, match=r"'broken' returned scores from .* 7.000"):
-        module._score(seven, images)
+        module.score(seven, images)
 
 
 def test_masked_scores_leave_the_loss_and_the_baseline(policy, data) -> None:
     module = policy("nft", rewards={"broken": Broken()})
     batch = data().train.select([0])
     nan = type(batch)(ids=batch.ids, texts=("nan",), categories=batch.categories)
-    scores, advantages = module._score(nan, torch.rand(3, 3, 32, 32))
-    assert scores.isnan().all()
-    assert torch.equal(advantages, torch.zeros(3))
+    outcome = module.score(nan, torch.rand(3, 3, 32, 32))
+    assert outcome.scores.isnan().all()
+    assert torch.equal(outcome.advantages, torch.zeros(3))
 
 
 def test_run_stops_after_updates_that_are_not_finite(policy, data, tmp_path) -> None:

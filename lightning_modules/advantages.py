@@ -1,0 +1,145 @@
+"""From the scores of an iteration, which arrive piece by piece, to advantages.
+
+Shapes: N samples of a piece, K rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from datamodules.batches import Prompts
+from flow.advantages import group_advantages
+from lightning_modules.hooks import GroupGate, WeightSource
+from lightning_modules.settings import ObjectiveSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageSettings:
+    """How several rewards become one advantage."""
+
+    mode: Literal["per_reward", "sum"] = "per_reward"
+    """per_reward: each reward is normalised in its group, then they are summed (the paper's Eq. 13); sum: the weighted
+    sum is normalised, the baseline of the comparison."""
+    batch_normalise: bool = False
+    """Standardise the advantages once more over the whole iteration, as GDPO's code does. No gradient is computed then
+    before every score of the iteration is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Samples of one piece with what is known of them before they are scored.
+
+    Attributes:
+        samples: one entry a sample, length N.
+        scores: waits for the raw scores (N, K).
+    """
+
+    samples: Prompts
+    scores: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A piece's scores and what followed from them.
+
+    Attributes:
+        scores: raw, NaN where masked, float32 (N, K).
+        weights: before masks, float32 (N, K).
+        groups: int64 (N,).
+        advantages: float32 (N,).
+    """
+
+    scores: Tensor
+    weights: Tensor
+    groups: Tensor
+    advantages: Tensor
+
+
+class Advantages:
+    """Turns pieces into outcomes, each as soon as it can.
+
+    A group is whole within its piece, so a piece needs its own scores alone, unless something looks beyond a group:
+    a gate, or the normalisation over the batch. Then all scores are waited for, and gathered from all ranks.
+
+    Args:
+        settings: of the composite.
+        objective: has the floor of the deviation and the clip.
+        reward_names: K names.
+        weight_source: the rewards' weights.
+        gates: refuse groups.
+        device: through which ranks exchange scores.
+    """
+
+    def __init__(
+        self,
+        settings: AdvantageSettings,
+        objective: ObjectiveSettings,
+        *,
+        reward_names: Sequence[str],
+        weight_source: WeightSource,
+        gates: Sequence[GroupGate],
+        device: torch.device,
+    ) -> None:
+        self.settings, self.objective = settings, objective
+        self.reward_names, self.weight_source = tuple(reward_names), weight_source
+        self.gates, self.device = gates, device
+
+    def in_turn(self, pieces: Sequence[Scored]) -> Iterator[Outcome]:
+        """The outcomes of `pieces`, in their order whichever scores are there first: sums must not depend on it."""
+        if not self.settings.batch_normalise and not self.gates:
+            for piece in pieces:
+                yield self._outcome([piece])
+            return
+        whole = self._outcome(pieces)
+        sizes = [len(piece.samples) for piece in pieces]
+        columns = [getattr(whole, name).split(sizes) for name in ("scores", "weights", "groups", "advantages")]
+        for scores, weights, groups, advantages in zip(*columns, strict=True):
+            yield Outcome(scores=scores, weights=weights, groups=groups, advantages=advantages)
+
+    def _outcome(self, pieces: Sequence[Scored]) -> Outcome:
+        """Scores of some pieces joined, and the advantages of the groups in them."""
+        scores = torch.cat([piece.scores() for piece in pieces])
+        weights = torch.cat([self._weights(piece.samples) for piece in pieces])
+        groups = torch.cat([piece.samples.groups for piece in pieces])
+        own = slice(None)
+        everyone = scores, weights, groups
+        if self.settings.batch_normalise or self.gates:
+            everyone = tuple(gather_ranks(values, self.device) for values in everyone)
+            rank = dist.get_rank() if dist.is_initialized() else 0
+            own = slice(rank * len(scores), (rank + 1) * len(scores))
+        advantages = group_advantages(
+            everyone[0],
+            everyone[2],
+            everyone[1],
+            std_floor=self.objective.std_floor,
+            clip=self.objective.advantage_clip,
+            mode=self.settings.mode,
+            batch_normalise=self.settings.batch_normalise,
+        )
+        for gate in self.gates:
+            advantages = advantages.where(gate.keep(*everyone), 0.0)
+        return Outcome(scores=scores, weights=weights, groups=groups, advantages=advantages[own])
+
+    def _weights(self, samples: Prompts) -> Tensor:
+        return self.weight_source.weights(samples.categories, [samples.task] * len(samples), self.reward_names)
+
+
+def gather_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """Rows (N, ...) of every rank, in the order of ranks, on the CPU; every rank has N.
+
+    Args:
+        values: of this rank, of any dtype: ids are gathered as the integers they are.
+        device: one that the ranks can exchange tensors through.
+    """
+    if not dist.is_initialized():
+        return values
+    own = values.to(device).contiguous()
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    return torch.cat(gathered).cpu()

@@ -1,0 +1,103 @@
+"""From rollouts and advantages to an optimizer step.
+
+Shapes: N samples, K trained steps a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from lightning_modules.objectives import Objective, Rollout, micro_batches
+from lightning_modules.reward_metrics import combined
+from lightning_modules.settings import ObjectiveSettings
+from lightning_modules.shadow import ShadowWeights
+from models import ImageModel
+
+
+class PolicyUpdates(LightningModule):
+    """Updates of a policy by one `Objective`.
+
+    A subclass sets everything below.
+    """
+
+    model: ImageModel | None
+    objective: Objective
+    objective_settings: ObjectiveSettings
+    #: the old policy and the one before training, where the objective uses them
+    old: ShadowWeights | None
+    reference: ShadowWeights | None
+    gradient_clip: float
+    iteration: int
+    #: updates in a row that were not finite
+    skipped: int
+
+    def _prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
+        with nullcontext() if self.old is None else self.old.applied():
+            prepared = self.objective.prepare(self.model, rollout, update)
+        if self.reference is not None:
+            with self.reference.applied():
+                prepared |= self.objective.prepare_reference(self.model, rollout, prepared)
+        return prepared
+
+    def accumulate_gradients(
+        self, rollout: Rollout, advantages: Tensor, prepared: dict[str, Tensor], *, pairs: int | None = None
+    ) -> dict[str, Tensor]:
+        """Backward micro-batch by micro-batch.
+
+        Args:
+            rollout: N samples.
+            advantages: one a sample, shape (N,).
+            prepared: see `Objective.prepare`.
+            pairs: (sample, step) pairs of the whole update, of which this rollout is a piece; None: it is all of it.
+
+        Returns:
+            metrics of the rollout; its loss is its share of the update's.
+        """
+        samples, steps = len(rollout.conditioning), self.objective.steps_a_sample(rollout)
+        collected: list[tuple[int, dict[str, Tensor]]] = []
+        for some in micro_batches(samples, steps, self.objective_settings.micro_batch_size):
+            loss, metrics = self.objective.loss(
+                self.model, rollout, advantages, some, prepared, denominator=pairs or samples * steps
+            )
+            self.manual_backward(loss)
+            collected.append((len(some), {"loss": loss} | metrics))
+        return combined(collected)
+
+    def update_once(
+        self, rollouts: Sequence[Rollout], advantages: Iterable[Tensor], prepared: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """One optimizer step over all rollouts, skipped (and counted) where the gradient is not finite.
+
+        Advantages are taken one rollout after another, each when its turn comes.
+        """
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        sizes = [len(rollout.conditioning) * self.objective.steps_a_sample(rollout) for rollout in rollouts]
+        found = [
+            self.accumulate_gradients(rollout, ours, ready, pairs=sum(sizes))
+            for rollout, ours, ready in zip(rollouts, advantages, prepared, strict=True)
+        ]
+        metrics = combined(list(zip(sizes, found, strict=True)))
+        trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, self.gradient_clip)
+        metrics["gradient_norm"] = norm.detach().cpu()
+        if torch.isfinite(norm) and torch.isfinite(metrics["loss"]):
+            optimizer.step()
+            self.skipped = 0
+        else:
+            self._skip()
+        return metrics
+
+    def _skip(self) -> None:
+        self.optimizers().zero_grad()
+        self.skipped += 1
+        if self.skipped >= self.objective_settings.max_skipped:
+            raise RuntimeError(
+                f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a loss or gradient that "
+                "is not finite. Lower the learning rate, or look at the rewards of the last iterations."
+            )
