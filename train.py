@@ -20,11 +20,16 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from cli_errors import SettingError, explain_instantiation, explain_parsing
+from strategies import AtomicCheckpointIO
+from strategies.checkpoint_files import is_complete, sweep
+from strategies.resume import checkpoint_to_resume, mark_start, restarted
 
 #: set to 1 to see the traceback of a bad setting
 TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
@@ -109,8 +114,20 @@ class FlowCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
-        if self.config[self.subcommand].ckpt_path == "last":
-            _check_last_checkpoint(self.trainer)
+        config = self.config_init[self.subcommand]
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        directories = [c.dirpath for c in self.trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+        if self.subcommand == "fit":
+            run_directory = Path(config.run.dir) / config.run.name
+            if rank_zero_only.rank == 0:  # one process tidies up, before any of them saves
+                for directory in directories:
+                    sweep(directory)
+                if not restarted():
+                    mark_start(run_directory)
+            config.ckpt_path = checkpoint_to_resume(config.ckpt_path, directories, run_directory)
+        elif config.ckpt_path == "last":
+            config.ckpt_path = checkpoint_to_resume("last", directories, Path())
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -123,20 +140,13 @@ def _check_checkpoint(path: Any) -> None:
     Raises:
         SettingError: neither `last` nor an existing file or directory.
     """
-    if path is not None and str(path) != "last" and not Path(path).exists():
-        raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a file, or 'last' for the newest of this run.")
-
-
-def _check_last_checkpoint(trainer: Trainer) -> None:
-    """Refuse to resume from nothing; Lightning would warn and start from zero.
-
-    Raises:
-        SettingError: no callback of the run has left a last checkpoint.
-    """
-    directories = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
-    if not any(list(directory.glob("last*.ckpt")) for directory in directories):
-        where = " or ".join(f"'{d}'" for d in directories) or "any directory, as no ModelCheckpoint has a dirpath"
-        raise SettingError(f"--ckpt_path last: there is no last*.ckpt in {where}. Leave it out to start a new run.")
+    if path is None or str(path) == "last" or is_complete(Path(path)):
+        return
+    if Path(path).exists():
+        raise SettingError(
+            f"'{path}' is no complete checkpoint: its save was cut short. --ckpt_path last finds the newest that is."
+        )
+    raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a path, or 'last' for the newest of this run.")
 
 
 def _check_writable(directory: Path) -> None:

@@ -4,6 +4,7 @@ from callbacks.ema import WeightEMA
 from callbacks.export import ExportModel
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
+from callbacks.preemption import Preemption
 from callbacks.progress import PhaseProgressBar
 from callbacks.sample_grids import SampleGrids
 from callbacks.scored_examples import ScoredExamples
@@ -14,6 +15,7 @@ __all__ = [
     "ImageWriter",
     "PhaseProgressBar",
     "PhaseTimer",
+    "Preemption",
     "SampleGrids",
     "ScoredExamples",
     "TensorBoardLayout",

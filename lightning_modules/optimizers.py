@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from strategies.gradients import finish_gradients, finite_everywhere, mean_over_ranks
+from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
 
 #: stop a run after so many steps in a row with a loss or gradient that is not finite
 MAX_SKIPPED = 5
@@ -46,7 +46,7 @@ class ScheduledOptimizer(LightningModule):
 
     def log_means(self, values: dict[str, Tensor], *, batch_size: int) -> None:
         """Log scalars as their means over the ranks, in one message; `loss` is shown in the progress bar."""
-        means = mean_over_ranks({name: float(value) for name, value in values.items()})
+        means = over_ranks({name: float(value) for name, value in values.items()})
         self.log("loss", means.pop("loss"), prog_bar=True, batch_size=batch_size)
         self.log_dict(means, batch_size=batch_size)
 

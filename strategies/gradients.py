@@ -6,7 +6,7 @@ once an optimizer step, after all micro-batches: no wrapper, and one all-reduce 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -79,28 +79,38 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def finite_everywhere(*values: Tensor) -> bool:
     """Whether these numbers are finite on every rank: all ranks get the same answer, and must all ask."""
-    return not any_rank(not all(bool(torch.isfinite(full_value).all()) for full_value in values))
+    return not any_rank(not all(bool(torch.isfinite(value).all()) for value in values))
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is up on any rank; all ranks get the same answer, and must all ask."""
     if world_size() == 1:
         return flag
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    vote = torch.tensor(int(flag), dtype=torch.int32, device=device)
+    vote = torch.tensor(int(flag), dtype=torch.int32, device=_exchange_device())
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
     return bool(vote.item())
 
 
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """Mean of each number over the ranks that have it (NaN: it has not), in one message; the same names everywhere."""
+def over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Numbers of all ranks as one, in one message: the largest where a name ends in `_max`, else the mean.
+
+    NaN says that a rank has none. Every rank must ask for the same names.
+    """
     if world_size() == 1 or not values:
-        return values
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    found = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    sums = torch.stack([found.nan_to_num(), (~found.isnan()).double()])
-    dist.all_reduce(sums)
-    return dict(zip(values, (sums[0] / sums[1]).tolist(), strict=True))
+        return dict(values)
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=_exchange_device())
+    each = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(each, own)
+    found = torch.stack(each)
+    means, largest = found.nanmean(dim=0).tolist(), found.nan_to_num(nan=float("-inf")).amax(dim=0).tolist()
+    return {
+        name: high if name.endswith("_max") else mean for name, mean, high in zip(values, means, largest, strict=True)
+    }
+
+
+def _exchange_device() -> torch.device:
+    """Where tensors must be for the ranks to exchange them."""
+    return torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def reduce_gradients(module: nn.Module, *, now: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,17 @@ import torch.distributed as dist
 from dist_data import ToyCaptions
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from planted import Brightness
 from processes import GROUP_TIMEOUT
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from callbacks import WeightEMA
-from datamodules import AnnotationDataModule, CaptionedImageDataModule
-from lightning_modules import FlowPretrain, RewardFinetune
+from datamodules import AnnotationDataModule, CaptionedImageDataModule, PromptDataModule
+from flow.guidance import Guidance
+from lightning_modules import FlowPretrain, GRPOPolicy, RewardFinetune
 from lightning_modules.reward_settings import RewardObjective
-from lightning_modules.settings import LoraSettings
+from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
 from rewards.reading import ReadingSettings
 from strategies import AtomicCheckpointIO, FSDP2Strategy, ReplicatedStrategy
 from strategies.shards import full
@@ -38,7 +39,8 @@ class Run:
         record: file that rank 0 leaves its record in; other ranks add their number.
         strategy: `fsdp2`, `replicated` or `single`.
         world_size: number of ranks.
-        steps: to train in all.
+        steps: iterations in all.
+        save_every: iterations between checkpoints.
         resume: checkpoint to go on from.
         module: changes of the module's arguments.
         strategy_settings: changes of the strategy's arguments.
@@ -60,15 +62,16 @@ class Run:
 
 
 class Recorder(Callback):
-    """Losses by step, what was drawn, the weights at the end, and the bytes that this rank held."""
+    """Losses and the like by step, what was drawn, the weights at the end, and the bytes that this rank held."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.found: dict[str, Any] = {"losses": {}, "samples": {}, "bytes": {}}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        name = "update/loss" if "update/loss" in trainer.callback_metrics else "loss"
-        self.found["losses"][trainer.global_step] = float(trainer.callback_metrics[name])
+        names = ("loss", "update/loss", "update/gradient_norm", "reward/mean")
+        logged = trainer.callback_metrics
+        self.found["losses"][trainer.global_step] = [float(logged[name]) for name in names if name in logged]
         iteration = getattr(pl_module, "last_iteration", None)
         if iteration is not None:
             mine = dict(zip(_keys(iteration), torch.cat(iteration.latents).cpu(), strict=True))
@@ -142,10 +145,14 @@ def strategy(run: Run) -> dict[str, Any]:
 def fit(run: Run) -> None:
     """A rank's part of a run."""
     module, data = STAGES[run.stage](run)
-    saver = ModelCheckpoint(dirpath=run.directory, every_n_train_steps=run.save_every, save_top_k=-1, save_last="link")
+    # Lightning counts optimizer steps, of which an iteration of GRPO has several.
+    updates = getattr(getattr(module, "objective_settings", None), "updates", 1)
+    saver = ModelCheckpoint(
+        dirpath=run.directory, every_n_train_steps=run.save_every * updates, save_top_k=-1, save_last="link"
+    )
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=run.steps,
+        max_steps=run.steps * updates,
         callbacks=[WeightEMA(decay=0.7), *run.extra, Recorder(run), saver],
         logger=False,
         enable_progress_bar=False,
@@ -182,14 +189,31 @@ def reward_finetune(run: Run) -> tuple[LightningModule, LightningDataModule]:
     return RewardFinetune(**arguments), AnnotationDataModule(files, files, batch_size=8)
 
 
-STAGES = {"flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}
+def grpo(run: Run, kind: str = "clipped", **rollout: Any) -> tuple[LightningModule, LightningDataModule]:
+    settings = {
+        "num_steps": 3,
+        "group_size": 2,
+        "guidance": Guidance(scale=2.5, low=0.6),
+        "transition": "ode" if kind == "nft" else "flow_sde",
+        "window": WindowSettings(count=2, fraction=1.0),
+        "batch_size": 2,  # one group at a time, with one rank as with two: what is drawn is the same to the bit
+        "allow_coarse_guidance": True,
+    } | rollout
+    arguments = {
+        "model_path": run.files["generator"],
+        "image_size": 32,
+        "rewards": {"brightness": Brightness()},
+        "optimizer": partial(torch.optim.AdamW, lr=1e-3),
+        "rollout": RolloutSettings(**settings),
+        "objective": ObjectiveSettings(kind=kind, micro_batch_size=4, updates=2),
+    } | run.module
+    prompts = {name: run.files[name] for name in ("train_file", "validation_file", "test_file")}
+    return GRPOPolicy(**arguments), PromptDataModule(**prompts, prompts_per_step=2)
+
+
+STAGES = {"clipped": grpo, "nft": partial(grpo, kind="nft"), "flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}
 LORA = LoraSettings(rank=4, alpha=8)
 
 
-def losses(path: str | Path) -> dict[int, float]:
+def losses(path: str | Path) -> dict[int, list[float]]:
     return torch.load(path, weights_only=False)["losses"]
-
-
-def write_lines(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)

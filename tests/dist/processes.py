@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+#: how many times slower than it should be the machine may be
+PATIENCE = float(os.environ.get("DIST_PATIENCE", "1"))
 #: seconds that a rank waits for the others: a hang becomes a failure
-GROUP_TIMEOUT = 60.0
+GROUP_TIMEOUT = 60.0 * PATIENCE
 #: what Lightning and torch read about the ranks; a test run may itself be started by a launcher
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 
-_context = multiprocessing.get_context("forkserver")
+_context = multiprocessing.get_context(os.environ.get("DIST_START", "forkserver"))
 _context.set_forkserver_preload(["dist_runs"])
 
 
@@ -42,7 +44,7 @@ def start(function: Callable[..., None], world_size: int, *arguments: Any) -> li
 
 def finish(ranks: Sequence[BaseProcess], *, within: float = 120.0) -> list[int]:
     """Wait for all ranks; exit codes, negative for a signal. Those that are still there are killed, with a failure."""
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + within * PATIENCE
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
     late = [process for process in ranks if process.is_alive()]
