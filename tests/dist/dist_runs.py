@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from lightning_modules import FlowPretrain, GRPOPolicy, RewardFinetune
 from lightning_modules.reward_settings import RewardObjective
 from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
 from rewards.reading import ReadingSettings
-from strategies import AtomicCheckpointIO, FSDP2Strategy, ReplicatedStrategy
+from strategies import checkpoints, AtomicCheckpointIO, FSDP2Strategy, ReplicatedStrategy
 from strategies.shards import full
 
 
@@ -66,12 +68,17 @@ class Recorder(Callback):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.found: dict[str, Any] = {"losses": {}, "samples": {}, "bytes": {}}
+        self.found: dict[str, Any] = {"losses": {}, "samples": {}, "bytes": {}, "skipped": {}}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         names = ("loss", "update/loss", "update/gradient_norm", "reward/mean")
         logged = trainer.callback_metrics
-        self.found["losses"][trainer.global_step] = [float(logged[name]) for name in names if name in logged]
+        values = [float(logged[name]) for name in names if name in logged]
+        self.found["losses"][trainer.global_step] = values
+        self.found["skipped"][trainer.fit_loop.total_batch_idx] = pl_module.skipped
+        if trainer.is_global_zero:  # as it goes on, for runs that do not reach their end
+            with open(progress(self.run), "a", encoding="utf-8") as lines:
+                lines.write(json.dumps([trainer.global_step, values]) + "\n")
         iteration = getattr(pl_module, "last_iteration", None)
         if iteration is not None:
             mine = dict(zip(_keys(iteration), torch.cat(iteration.latents).cpu(), strict=True))
@@ -213,6 +220,40 @@ def grpo(run: Run, kind: str = "clipped", **rollout: Any) -> tuple[LightningModu
 
 STAGES = {"clipped": grpo, "nft": partial(grpo, kind="nft"), "flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}
 LORA = LoraSettings(rank=4, alpha=8)
+
+
+def progress(run: Run) -> str:
+    """File of the losses so far, a line a step."""
+    return run.record + ".jsonl"
+
+
+class CrashInSave(Callback):
+    """The process that comes first to a function of the save, after a step, is gone at once."""
+
+    def __init__(self, step: int, function: str) -> None:
+        self.step, self.function = step, function
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step:
+            place, _, name = self.function.rpartition(".")
+            setattr(checkpoints.dcp if place else checkpoints, name, lambda *a, **k: os._exit(17))
+
+
+class NotFinite(Callback):
+    """One rank's loss is NaN in some iterations."""
+
+    def __init__(self, rank: int, iterations: tuple[int, ...]) -> None:
+        self.rank, self.iterations = rank, iterations
+
+    def on_train_start(self, trainer: Trainer, pl_module: GRPOPolicy) -> None:
+        loss = pl_module.objective.loss
+
+        def poisoned(*args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            value, metrics = loss(*args, **kwargs)
+            bad = trainer.global_rank == self.rank and pl_module.iteration in self.iterations
+            return value * (float("nan") if bad else 1.0), metrics
+
+        pl_module.objective.loss = poisoned
 
 
 def losses(path: str | Path) -> dict[int, list[float]]:

@@ -7,13 +7,14 @@ import torch
 
 pytestmark = pytest.mark.dist
 
-STAGES = ("flow_pretrain", "reward_finetune")
+STAGES = ("flow_pretrain", "reward_finetune", "nft", "clipped")
 
 
 def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     """To 1e-5 of the largest entry, all tensors together: float32 sums in another order."""
     assert len(found) == len(expected) > 0
     scale = max(float(e.abs().max()) for e in expected)
+    assert scale > 0
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5 * scale)
 
@@ -23,9 +24,23 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 def test_two_ranks_train_as_one_process_does(recorded, stage: str, strategy: str) -> None:
     alone, spread = recorded(stage, "single", 1), recorded(stage, strategy, 2)
     assert spread["losses"].keys() == alone["losses"].keys()
-    assert list(spread["losses"].values()) == pytest.approx(list(alone["losses"].values()), rel=1e-5)
-    assert len(set(alone["losses"].values())) == len(alone["losses"])
+    for step, expected in alone["losses"].items():
+        assert spread["losses"][step] == pytest.approx(expected, rel=1e-5, abs=1e-7), step
+    assert len({tuple(values) for values in alone["losses"].values()}) == len(alone["losses"])
     assert_close(spread["gradient"], alone["gradient"])
+
+
+@pytest.mark.parametrize("stage", ["nft", "clipped"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "replicated"])
+def test_two_ranks_draw_the_samples_that_one_process_draws(recorded, stage: str, strategy: str) -> None:
+    alone, spread = recorded(stage, "single", 1), recorded(stage, strategy, 2)
+    first = min(alone["samples"])
+    drawn: dict = {}
+    for rank in spread["ranks"]:
+        assert not drawn.keys() & rank["samples"][first].keys(), "no sample is drawn twice"
+        drawn |= rank["samples"][first]
+    assert drawn.keys() == alone["samples"][first].keys()
+    assert all(torch.equal(drawn[key], latents) for key, latents in alone["samples"][first].items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
