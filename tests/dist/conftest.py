@@ -43,7 +43,7 @@ def recorded(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
                 world_size=world_size,
             )
             launch(fit, world_size, replace(run, **changes))
-            ranks = [directory / "record.pt", *sorted(directory.glob("record.pt.*"))]
+            ranks = [directory / "record.pt", *sorted(directory.glob("record.pt.[0-9]"))]
             kept[key] = torch.load(ranks[0], weights_only=False) | {
                 "directory": directory,
                 "ranks": [torch.load(path, weights_only=False) for path in ranks],
