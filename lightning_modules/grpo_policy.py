@@ -27,6 +27,7 @@ from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.hooks import FixedWeights, GroupGate, WeightSource, weights_by_task
 from lightning_modules.iteration import Iteration, Piece
 from lightning_modules.objectives import OBJECTIVES, Rollout
+from lightning_modules.optimizers import apply_settings, settings_of
 from lightning_modules.pending import PendingScores
 from lightning_modules.phases import PhaseClock
 from lightning_modules.reward_metrics import reward_metrics
@@ -147,7 +148,13 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        self._settings = settings_of(optimizer)
+        return optimizer
+
+    @override
+    def on_train_start(self) -> None:
+        apply_settings(self.optimizers().optimizer, self._settings)
 
     # ----------------------------------------------------------------- one iteration
 

@@ -8,12 +8,24 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
 
 #: stop a run after so many steps in a row with a loss or gradient that is not finite
 MAX_SKIPPED = 5
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Learning rate, betas and the like of every group, as configured now."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Put back what `settings_of` gave: a checkpoint brings its own, and what the user asks for now must win."""
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
 
 
 class ScheduledOptimizer(LightningModule):
@@ -35,10 +47,16 @@ class ScheduledOptimizer(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self._trainable())
+        self._settings = settings_of(optimizer)
         if self.make_scheduler is None:
             return optimizer
         scheduler = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @override
+    def on_train_start(self) -> None:
+        if self.make_scheduler is None:  # a schedule goes on with what it has in its own state
+            apply_settings(self.optimizers().optimizer, self._settings)
 
     def note_loss(self, loss: Tensor) -> None:
         """Remember whether this rank's loss is finite until the ranks vote, before the optimizer steps."""

@@ -47,6 +47,7 @@ class Run:
         module: changes of the module's arguments.
         strategy_settings: changes of the strategy's arguments.
         extra: callbacks of the run, besides those of all runs.
+        validate: at the end.
     """
 
     stage: str
@@ -61,6 +62,7 @@ class Run:
     module: dict[str, Any] = field(default_factory=dict)
     strategy_settings: dict[str, Any] = field(default_factory=dict)
     extra: tuple[Callback, ...] = ()
+    validate: bool = False
 
 
 class Recorder(Callback):
@@ -103,6 +105,7 @@ class Recorder(Callback):
         named = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
         self.found["weights"] = {n: full(p.detach()).clone() for n, p in named.items()}
         self.found["ema"] = {n: full(p).clone() for n, p in averages[0].state_dict().items()}
+        self.found["validation"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.found["moments"] = _first_moments(trainer)
         suffix = "" if trainer.global_rank == 0 else f".{trainer.global_rank}"
         torch.save(self.found, self.run.record + suffix)
@@ -165,7 +168,9 @@ def fit(run: Run) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        limit_val_batches=0,
+        limit_val_batches=None if run.validate else 0,
+        val_check_interval=run.steps if run.validate else None,
+        check_val_every_n_epoch=None if run.validate else 1,
         **strategy(run),
     )
     trainer.fit(module, data, ckpt_path=run.resume)
