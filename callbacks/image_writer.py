@@ -15,7 +15,9 @@ from models.images import to_uint8
 
 
 class ImageWriter(Callback):
-    """Writes `<id>_<member>.png` and `index.jsonl` with id, member, prompt, category and file.
+    """Writes `<id>_<member>.png` and `index.jsonl` with id, member, prompt, category, task and file.
+
+    An edit's file begins with `edit_`: both tasks may use the same ids.
 
     Args:
         directory: where to write; created if missing.
@@ -61,7 +63,8 @@ class ImageWriter(Callback):
                 member = seen[identifier] = seen.get(identifier, -1) + 1
                 if self.members is not None and member >= self.members:
                     continue
-                name = f"{identifier}_{member}.png"
+                name = f"{'' if prompts.task == 't2i' else f'{prompts.task}_'}{identifier}_{member}.png"
                 Image.fromarray(pixels).save(self.directory / name)
                 row = {"id": identifier, "member": member, "prompt": prompts.texts[i]}
-                index.write(json.dumps(row | {"category": prompts.categories[i], "file": name}) + "\n")
+                row |= {"category": prompts.categories[i], "task": prompts.task, "file": name}
+                index.write(json.dumps(row) + "\n")

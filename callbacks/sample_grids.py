@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import Prompts
+from datamodules.batches import Prompts, labels
 from evaluation.grids import image_grid
 
 
@@ -38,7 +38,8 @@ class SampleGrids(Callback):
     @override
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         prompts: Prompts = pl_module.drawn.prompts
-        for image, text, category in zip(pl_module.drawn.images, prompts.texts, prompts.categories, strict=True):
+        names = labels(prompts.categories, [prompts.task] * len(prompts))
+        for image, text, category in zip(pl_module.drawn.images, prompts.texts, names, strict=True):
             kept = self._images.setdefault(category, [])
             if len(kept) < self.per_category:
                 kept.append(image.cpu())

@@ -3,6 +3,7 @@
 from datamodules.annotations import AnnotationDataModule
 from datamodules.captioned_images import CaptionedDataset, CaptionedImageDataModule
 from datamodules.edit_pairs import EditPairDataModule
+from datamodules.mixed import MixedTaskDataModule
 from datamodules.preferences import PreferenceDataModule
 from datamodules.prompts import PromptDataModule
 
@@ -11,6 +12,7 @@ __all__ = [
     "CaptionedDataset",
     "CaptionedImageDataModule",
     "EditPairDataModule",
+    "MixedTaskDataModule",
     "PreferenceDataModule",
     "PromptDataModule",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
@@ -136,32 +137,41 @@ class PromptDataModule(StreamedDataModule):
         """All prompts of a file."""
         return read_prompts(path)
 
-    @override
-    def train_dataloader(self) -> DataLoader:
-        stream = PromptStream(
+    def stream(self, *, start: int, rank: int, world_size: int) -> PromptStream:
+        """The endless stream of training batches from iteration `start` on, as one of the ranks sees it."""
+        return PromptStream(
             self.train,
             batch_size=self.prompts_per_step,
             seed=self.seed,
-            start=self.position,
-            rank=self.rank,
-            world_size=self.world_size,
+            start=start,
+            rank=rank,
+            world_size=world_size,
         )
-        return DataLoader(stream, batch_size=None)
+
+    def fixed(self, split: Literal["validation", "test"]) -> FixedBatches:
+        """The prompts of a split, in order."""
+        return FixedBatches(getattr(self, split), self.eval_batch_size)
+
+    @override
+    def train_dataloader(self) -> DataLoader:
+        return whole_batches(self.stream(start=self.position, rank=self.rank, world_size=self.world_size))
 
     @override
     def val_dataloader(self) -> DataLoader:
-        return self._fixed(self.validation)
+        return whole_batches(self.fixed("validation"))
 
     @override
     def test_dataloader(self) -> DataLoader:
-        return self._fixed(self.test)
+        return whole_batches(self.fixed("test"))
 
     @override
     def predict_dataloader(self) -> DataLoader:
-        return self._fixed(self.test)
+        return whole_batches(self.fixed("test"))
 
-    def _fixed(self, prompts: PromptTable) -> DataLoader:
-        return DataLoader(FixedBatches(prompts, self.eval_batch_size), batch_size=None, shuffle=False)
+
+def whole_batches(batches: Dataset) -> DataLoader:
+    """A loader of what are batches already, in their own order."""
+    return DataLoader(batches, batch_size=None, shuffle=None if isinstance(batches, IterableDataset) else False)
 
 
 def _some(prompts: PromptTable, most: int | None, name: str) -> PromptTable:

@@ -29,16 +29,14 @@ class AttributeReward(Reward):
     """
 
     def __init__(self, verifier: VerifierName = "annotator", measure: Measure = "probability") -> None:
-        if measure not in get_args(Measure):
-            raise ValueError(f"Unknown measure {measure!r}, expected one of {list(get_args(Measure))}.")
-        self.measure = measure
+        self.measure = check_measure(measure)
         self.verifier = Verifier.load(verifier)
 
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where the prompt is none of the demo world's, or the image is not finite."""
         images, finite = finite_images(samples.images)
         share = getattr(self.verifier.check(images, samples.prompts), self.measure)
-        return torch.where(finite, _to_scale(share), torch.nan)
+        return torch.where(finite, to_scale(share), torch.nan)
 
 
 class QualityReward(Reward):
@@ -58,6 +56,13 @@ class QualityReward(Reward):
         return torch.where(finite, self.quality(images), torch.nan)
 
 
-def _to_scale(share: Tensor) -> Tensor:
+def check_measure(measure: str) -> Measure:
+    """Return ``measure``, or raise ValueError where it is none."""
+    if measure not in get_args(Measure):
+        raise ValueError(f"Unknown measure {measure!r}, expected one of {list(get_args(Measure))}.")
+    return measure
+
+
+def to_scale(share: Tensor) -> Tensor:
     """[0, 1] to the scale of rewards."""
     return SCORE_MIN + (SCORE_MAX - SCORE_MIN) * share

@@ -9,7 +9,7 @@ Shapes: N images, C = 3, H = W = 32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -111,6 +111,22 @@ class Verifier(nn.Module):
         return [
             {a.name: reading.value(a.name) for a in ATTRIBUTES[category]}
             for reading, category in zip(readings, categories, strict=True)
+        ]
+
+    def probabilities(
+        self, images: Tensor, categories: Sequence[str], asked: Sequence[Mapping[str, str]]
+    ) -> list[dict[str, float]]:
+        """How sure it is of given values: for each image, attribute -> probability of the value asked for.
+
+        Args:
+            images: float32 (N, 3, 32, 32) in [0, 1].
+            categories: N categories.
+            asked: N mappings of attributes of the category to values.
+        """
+        readings = self._read(images, [check_category(category) for category in categories])
+        return [
+            {name: reading.probability(name, value) for name, value in wanted.items()}
+            for reading, wanted in zip(readings, asked, strict=True)
         ]
 
     def check(self, images: Tensor, prompts: Sequence[str]) -> Verdict:

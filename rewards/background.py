@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import threading
 from abc import abstractmethod
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from rewards.base import Reward, Samples
+from rewards.faults import select
 
 T = TypeVar("T")
 
@@ -44,6 +47,53 @@ class AsyncReward(Reward):
         except BaseException:  # Ctrl-C while waiting: don't leave the requests running
             future.cancel()
             raise
+
+
+class ThreadedReward(AsyncReward):
+    """A blocking reward that scores in a thread of its own while the trainer computes.
+
+    Of use for one that waits: for a program of its own, another device, the network. One that computes in this process
+    gains nothing by it, as both share the processor. Batches are scored one after another, in order.
+
+    Args:
+        reward: the scorer.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        if isinstance(reward, AsyncReward):
+            raise ValueError(f"{type(reward).__name__} scores in the background already: use it as it is.")
+        self.reward = reward
+        self._waiting: queue.SimpleQueue[tuple[Samples, Future[Tensor]]] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+
+    @override
+    def submit(self, samples: Samples) -> Future[Tensor]:
+        """Begin to score a batch and return at once; see `AsyncReward.submit`."""
+        future: Future[Tensor] = Future()
+        kept = select(samples, range(len(samples)))  # a copy
+        self._waiting.put((kept, future))
+        if self._worker is None or not self._worker.is_alive():  # not alive in the child of a fork
+            # A daemon: a reward that never returns must not keep a run that was interrupted from ending.
+            self._worker = threading.Thread(target=self._run, daemon=True, name="reward")
+            self._worker.start()
+        return future
+
+    @override
+    def statistics(self) -> dict[str, float]:
+        """The reward's own."""
+        return self.reward.statistics()
+
+    def _run(self) -> None:
+        torch.set_flush_denormal(True)  # as train.py does; the flag is a thread's own
+        with torch.no_grad():
+            while True:
+                samples, future = self._waiting.get()
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    future.set_result(self.reward.score(samples))
+                except BaseException as error:  # whoever waits gets it
+                    future.set_exception(error)
 
 
 _lock = threading.Lock()

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
+from PIL import Image
 from planted import Brightness
 
-from datamodules import PromptDataModule
+from datamodules import EditPairDataModule, MixedTaskDataModule, PromptDataModule
 from flow.guidance import Guidance
 from lightning_modules import GRPOPolicy
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings
@@ -73,6 +75,37 @@ def data(prompt_files: dict[str, str]) -> Callable[..., PromptDataModule]:
         return PromptDataModule(**prompt_files, **({"prompts_per_step": 2} | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def edit_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three small edit files, by the argument names of `EditPairDataModule`, with the ids of `prompt_files`."""
+    directory, files, first = tmp_path_factory.mktemp("edits"), {}, 0
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
+        rows = []
+        for i in range(first, first + count):
+            Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(directory / f"{i}.png")
+            row = {"id": i, "instruction": ("make the pot red", "dye the hair blue")[i % 2], "source": f"{i}.png"}
+            rows.append(row | {"category": CATEGORIES[i % 2]})
+        path = directory / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files[f"{split}_file"], first = str(path), first + count
+    return files
+
+
+@pytest.fixture
+def edits(edit_files: dict[str, str]) -> Callable[..., EditPairDataModule]:
+    def make(**changes: object) -> EditPairDataModule:
+        return EditPairDataModule(image_size=32, **edit_files, **({"prompts_per_step": 2} | changes))
+
+    return make
+
+
+@pytest.fixture
+def mixed(data: Callable[..., PromptDataModule], edits: Callable[..., EditPairDataModule]) -> MixedTaskDataModule:
+    """Two prompts and one edit an iteration; both files use the same ids."""
+    return MixedTaskDataModule(data(), edits(prompts_per_step=1, seed=5))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from toy_vlm import toy_files
 
 import train
+from demo.edit_prompts import write_edits
 from demo.quality import QualityScore
 from demo.verifiers import Verifier
 
@@ -18,6 +19,14 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 TEACHER = "configs/demo/t2i_teacher.yaml"
 REWARD = "configs/demo/reward.yaml"
+EDITS = {"configs/demo/edit_teacher.yaml": "data", "configs/demo/mix_rl.yaml": "data.edit"}
+
+
+@pytest.fixture(scope="module")
+def demo_edits(tmp_path_factory) -> dict[str, str]:
+    """Edit files that a command makes, two of each split; the configs' 24 an iteration would take seconds to render."""
+    directory = tmp_path_factory.mktemp("edits")
+    return {split: str(write_edits(directory, split, 2)) for split in ("train", "validation", "test")}
 
 
 def command_of(config: str) -> tuple[str, list[str]]:
@@ -32,7 +41,7 @@ def command_of(config: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_config_is_accepted(config, monkeypatch, tiny_path, tmp_path):
+def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, tmp_path):
     subcommand, stack = command_of(config)
     assert config in stack
     arrived: list[train.FlowCLI] = []
@@ -54,6 +63,9 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, tmp_path):
         files = [toy["train"]], [toy["validation"]], [toy["validation"]]
         paths = [f"--model.model_path={toy['model']}", f"--model.rubrics={{'brightness': '{toy['brightness']}'}}"]
         paths += [f"--data.{n}_files={f}" for n, f in zip(("train", "validation", "test"), files, strict=True)]
+    for key in [key for path, key in EDITS.items() if path in stack]:
+        paths += [f"--{key}.{split}_file={file}" for split, file in demo_edits.items()]
+        paths += [f"--{key}.prompts_per_step=2"]
     train.main([subcommand, *args, *paths, f"--run.dir={tmp_path}"])
     assert arrived[0].subcommand == subcommand
     assert (arrived[0].trainer.logger is None) is (subcommand == "predict")  # which measures nothing
