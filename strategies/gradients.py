@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 #: bytes of gradients sent at a time
@@ -111,10 +110,3 @@ def over_ranks(values: Mapping[str, float]) -> dict[str, float]:
 def _exchange_device() -> torch.device:
     """Where tensors must be for the ranks to exchange them."""
     return torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def reduce_gradients(module: nn.Module, *, now: bool) -> None:
-    """Whether the backward passes to come send sharded gradients to their ranks, or keep whole ones until later."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_requires_gradient_sync(now, recurse=False)

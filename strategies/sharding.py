@@ -101,6 +101,12 @@ def gathered(module: nn.Module) -> Iterator[None]:
         release(module)
 
 
+def reduce_gradients(module: nn.Module, *, now: bool) -> None:
+    """Whether the backward passes to come send sharded gradients to their ranks, or keep whole ones until later."""
+    for part in _parts(module):
+        part.set_requires_gradient_sync(now, recurse=False)
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether any part of the module is sharded."""
     return any(True for _ in _parts(module))
