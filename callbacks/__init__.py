@@ -2,6 +2,7 @@
 
 from callbacks.ema import WeightEMA
 from callbacks.export import ExportModel
+from callbacks.export_adapter import ExportAdapter
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
 from callbacks.preemption import Preemption
@@ -11,6 +12,7 @@ from callbacks.scored_examples import ScoredExamples
 from callbacks.tensorboard_layout import TensorBoardLayout
 
 __all__ = [
+    "ExportAdapter",
     "ExportModel",
     "ImageWriter",
     "PhaseProgressBar",

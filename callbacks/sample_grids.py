@@ -37,13 +37,15 @@ class SampleGrids(Callback):
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        prompts: Prompts = pl_module.drawn.prompts
-        names = labels(prompts.categories, [prompts.task] * len(prompts))
-        for image, text, category in zip(pl_module.drawn.images, prompts.texts, names, strict=True):
-            kept = self._images.setdefault(category, [])
-            if len(kept) < self.per_category:
-                kept.append(image.cpu())
-                self._texts.setdefault(category, []).append(text)
+        # A module that draws a batch in several ways says so by label; the others draw it once.
+        for label, drawn in getattr(pl_module, "drawn_at", {"": pl_module.drawn}).items():
+            prompts: Prompts = drawn.prompts
+            names = labels(prompts.categories, [prompts.task] * len(prompts))
+            for image, text, name in zip(drawn.images, prompts.texts, names, strict=True):
+                kept = self._images.setdefault(f"{label}{name}", [])
+                if len(kept) < self.per_category:
+                    kept.append(image.cpu())
+                    self._texts.setdefault(f"{label}{name}", []).append(text)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,13 @@ LAYOUT = {
         "gradient norm": ["Multiline", ["^update/gradient_norm$"]],
         "seconds by phase": ["Multiline", ["^time/.*_s$"]],
     },
+    "distillation": {
+        "gap to the teacher on the student's states": ["Multiline", ["^(t2i|edit)/gap$"]],
+        "gap by noise level": ["Multiline", ["^(t2i|edit)/gap/sigma.*"]],
+        "cosine with the teacher": ["Multiline", ["^(t2i|edit)/cosine$"]],
+        "gap on fixed states": ["Multiline", ["^val/.*/gap$"]],
+        "drift: what a task loses while others train": ["Multiline", ["^val/.*/drift$"]],
+    },
     "validation": {"scores": ["Multiline", ["^val/.*/mean$"]]},
 }
 
@@ -40,7 +47,7 @@ class TensorBoardLayout(Callback):
 def _flat(module: Any) -> dict[str, Any]:
     """The module's settings as one level of plain values."""
     values: dict[str, Any] = {}
-    for name in ("rollout_settings", "objective_settings", "lora"):
+    for name in ("rollout_settings", "objective_settings", "distillation_settings", "lora"):
         record = getattr(module, name, None)
         if record is not None:
             values |= {f"{name.removesuffix('_settings')}/{k}": str(v) for k, v in vars(record).items()}

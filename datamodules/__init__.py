@@ -1,5 +1,6 @@
 """One LightningDataModule a kind of data."""
 
+from datamodules.alternating import AlternatingTaskDataModule
 from datamodules.annotations import AnnotationDataModule
 from datamodules.captioned_images import CaptionedDataset, CaptionedImageDataModule
 from datamodules.edit_pairs import EditPairDataModule
@@ -8,6 +9,7 @@ from datamodules.preferences import PreferenceDataModule
 from datamodules.prompts import PromptDataModule
 
 __all__ = [
+    "AlternatingTaskDataModule",
     "AnnotationDataModule",
     "CaptionedDataset",
     "CaptionedImageDataModule",

@@ -26,6 +26,7 @@ from flow.objectives import (
     velocity_matching_loss,
 )
 from flow.schedule import noise_latents, predict_noise, predict_x0, shift_mu, sigma_schedule
+from flow.states import choose_states, kl_weights
 from flow.transitions import KINDS, Transition, transition
 from flow.windows import all_steps, high_noise_steps, sliding_window
 
@@ -36,6 +37,7 @@ __all__ = [
     "Transition",
     "all_steps",
     "batch_noise",
+    "choose_states",
     "clipped_policy_loss",
     "group_advantages",
     "guarded_policy_loss",
@@ -44,6 +46,7 @@ __all__ = [
     "keyed_generator",
     "keyed_noise",
     "kl_to_reference",
+    "kl_weights",
     "nft_loss",
     "noise_latents",
     "predict_noise",

@@ -48,6 +48,8 @@ class Stream(IntEnum):
     """Which captions are dropped for guidance."""
     EVALUATION = 7
     """The fixed noise of validation and test images."""
+    STATE = 8
+    """Which states of a rollout are distilled."""
 
 
 def keyed_noise(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from models.whole import is_sharded, whole_state
+
+#: name that peft gives the adapter of `add_lora`
+STUDENT_ADAPTER = "default"
+#: name of diffusers for an adapter's weights
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> None:
@@ -68,3 +75,89 @@ def adapter_delta(name: str, module: BaseTunerLayer, state: Mapping[str, Tensor]
         * (state[f"{name}.lora_B.{adapter}.weight"].float() @ state[f"{name}.lora_A.{adapter}.weight"].float())
         for adapter in module.active_adapters
     )
+
+
+def save_adapter(transformer: ModelMixin, path: str | Path, *, name: str = STUDENT_ADAPTER) -> None:
+    """Write one adapter alone, in the layout that diffusers' `load_lora_adapter` reads."""
+    transformer.save_lora_adapter(str(path), adapter_name=name)
+
+
+def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) -> None:
+    """Give the transformer one more adapter, without gradient and not in use yet.
+
+    Args:
+        transformer: gets the adapter in place; the one in use and what is trainable stay as they are.
+        path: directory that `save_adapter` or diffusers wrote; see `check_adapter`.
+        name: to switch to it by.
+    """
+    trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
+    before = next((m.active_adapters for m in transformer.modules() if isinstance(m, BaseTunerLayer)), [])
+    transformer.load_lora_adapter(
+        str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
+    )
+    use_adapter(transformer, before[0] if before else None)
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(id(parameter) in trainable)
+
+
+def use_adapter(transformer: nn.Module, name: str | None) -> None:
+    """Compute with the adapter of that name, or with none; every other one is passed over.
+
+    What is trainable stays as it is, which peft's own switch does not see to.
+    """
+    trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
+    for module in transformer.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(name is not None)
+            if name is not None:
+                module.set_adapter(name)
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(id(parameter) in trainable)
+
+
+def adapter_file(path: str | Path) -> Path:
+    """The file of an adapter's directory.
+
+    Raises:
+        ValueError: no such directory, or none in diffusers' layout.
+    """
+    file = Path(path) / ADAPTER_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"No adapter at '{path}': expected a directory with {ADAPTER_FILE}, as callbacks.ExportAdapter or "
+            "diffusers' save_lora_adapter writes it."
+        )
+    return file
+
+
+def check_adapter(path: str | Path, transformer: str | Path) -> None:
+    """Refuse an adapter whose factors do not fit the saved transformer's layers. No weights are loaded.
+
+    Args:
+        path: the adapter's directory.
+        transformer: directory with the transformer's safetensors.
+
+    Raises:
+        ValueError: naming the first layer that is missing or has another shape.
+    """
+    shapes = _shapes(Path(transformer).glob("*.safetensors"))
+    factors = _shapes([adapter_file(path)])
+    for key, shape in sorted(factors.items()):
+        layer, _, factor = key.removesuffix(".weight").rpartition(".lora_")
+        own = shapes.get(f"{layer}.weight")
+        if own is None:
+            raise ValueError(f"The adapter '{path}' adapts '{layer}', which '{transformer}' does not have.")
+        inside, side = (shape[1], own[1]) if factor == "A" else (shape[0], own[0])
+        if inside != side:
+            what = "inputs" if factor == "A" else "outputs"
+            raise ValueError(
+                f"The adapter '{path}' is made for a '{layer}' with {inside} {what}; '{transformer}' has {side} there."
+            )
+
+
+def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    found = {}
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            found |= {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
+    return found

@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 TEACHER = "configs/demo/t2i_teacher.yaml"
 REWARD = "configs/demo/reward.yaml"
-EDITS = {"configs/demo/edit_teacher.yaml": "data", "configs/demo/mix_rl.yaml": "data.edit"}
+EDITS = {
+    "configs/demo/edit_teacher.yaml": "data",
+    "configs/demo/mix_rl.yaml": "data.edit",
+    "configs/demo/student.yaml": "data.edit",
+}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from callbacks import WeightEMA
 from datamodules import AnnotationDataModule, CaptionedImageDataModule, PromptDataModule
 from flow.guidance import Guidance
-from lightning_modules import FlowPretrain, GRPOPolicy, RewardFinetune
+from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy, RewardFinetune
+from lightning_modules.distillation_settings import DistillationSettings, TeacherSettings
 from lightning_modules.reward_settings import RewardObjective
 from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
 from rewards.reading import ReadingSettings
@@ -223,7 +224,19 @@ def grpo(run: Run, kind: str = "clipped", **rollout: Any) -> tuple[LightningModu
     return GRPOPolicy(**arguments), PromptDataModule(**prompts, prompts_per_step=2)
 
 
-STAGES = {"clipped": grpo, "nft": partial(grpo, kind="nft"), "flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}
+def student(run: Run) -> tuple[LightningModule, LightningDataModule]:
+    arguments = {
+        "model_path": run.files["generator"],
+        "image_size": 32,
+        "teachers": {"t2i": TeacherSettings(guidance=Guidance(scale=2.5, low=0.6))},
+        "optimizer": partial(torch.optim.AdamW, lr=1e-3),
+        "distillation": DistillationSettings(num_steps=3, batch_size=1, micro_batch_size=4),
+    } | run.module
+    prompts = {name: run.files[name] for name in ("train_file", "validation_file", "test_file")}
+    return DistillationStudent(**arguments), PromptDataModule(**prompts, prompts_per_step=4)
+
+
+STAGES = {"student": student, "clipped": grpo, "nft": partial(grpo, kind="nft"), "flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}
 LORA = LoraSettings(rank=4, alpha=8)
 
 

@@ -7,7 +7,7 @@ import torch
 
 pytestmark = pytest.mark.dist
 
-STAGES = ("flow_pretrain", "reward_finetune", "nft", "clipped")
+STAGES = ("flow_pretrain", "reward_finetune", "nft", "clipped", "student")
 
 
 def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:

@@ -34,6 +34,7 @@ def assert_same(found: dict, expected: dict) -> None:
         ("clipped", "fsdp2", {"module": {"lora": LORA}}),
         ("nft", "replicated", {}),
         ("flow_pretrain", "fsdp2", {}),
+        ("student", "fsdp2", {}),
         ("reward_finetune", "fsdp2", {}),
     ],
 )

@@ -1,0 +1,359 @@
+"""On-policy distillation: many teachers, one student, the student's own trajectories.
+
+One step: the student rolls out by ODE without guidance -> the teacher of the batch's task gives its guided velocity
+at the states on the way -> the student's velocity is pulled to it, state by state, in one optimizer step (arXiv
+2606.27608, on-policy distillation). States are constants: nothing flows back through the solver. The student learns
+the guidance with the rest, and is sampled at guidance 1.
+
+Shapes: M (sample, state) pairs of a micro-batch, S latent tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from typing_extensions import override
+
+from datamodules.batches import Prompts
+from flow.guidance import Guidance
+from flow.noise import Stream, keyed_generator
+from flow.objectives import velocity_matching_loss
+from lightning_modules.distillation_settings import (
+    BASE,
+    DistillationSettings,
+    TeacherSettings,
+    check_scored,
+    check_tasks,
+    check_teachers,
+    student_path,
+)
+from lightning_modules.evaluation_steps import Drawn, EvaluationSteps
+from lightning_modules.optimizers import apply_settings, settings_of
+from lightning_modules.phases import PhaseClock
+from lightning_modules.sampling import Sampler
+from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
+from lightning_modules.student_states import States, measure_gap, student_states
+from lightning_modules.teachers import TeacherBank
+from lightning_modules.velocity_gap import VelocityGap
+from models import ImageModel, load_image_model
+from models.adapters import add_lora
+from models.loading import peek_sigmas
+from rewards import Reward
+from strategies import distribute
+from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
+from strategies.sharding import gathered
+
+
+class DistillationStudent(EvaluationSteps):
+    """Trains one generator to follow a teacher on each task.
+
+    Args:
+        model_path: the base, a directory in the diffusers layout.
+        image_size: height and width in pixels.
+        teachers: by task (`t2i`, `edit`); a batch is routed by its own task.
+        optimizer: of the trainable weights.
+        distillation: how the student learns.
+        initial: where the student starts: `base`, or the task whose teacher it starts as.
+        lora: train an adapter of this kind; None trains all the transformer's weights.
+        rewards: scorers by name, for validation and `test`; none of them is trained on.
+        scored: by task, the names of the rewards that are asked about its samples; None asks all of them.
+        judges: scorers used by `test` alone, by name.
+        guidance: of `test` and `predict`. The student is made for 1; above, its guidance and its teacher's compose.
+        val_guidances: validation draws at each of these; None is 1 alone.
+        gradient_clip: largest gradient norm.
+        test_members: images a prompt in `test` and `predict`.
+        seed: of noise and of the choice of states.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        image_size: int,
+        teachers: dict[str, TeacherSettings],
+        optimizer: OptimizerCallable,
+        distillation: DistillationSettings = DistillationSettings(),  # noqa: B008  (frozen)
+        initial: str = BASE,
+        lora: LoraSettings | None = None,
+        rewards: dict[str, Reward] | None = None,
+        scored: dict[str, list[str]] | None = None,
+        judges: dict[str, Reward] | None = None,
+        guidance: float = 1.0,
+        val_guidances: list[float] | None = None,
+        gradient_clip: float = 1.0,
+        test_members: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        sigmas = peek_sigmas(model_path, distillation.num_steps, image_size=(image_size, image_size))
+        distillation.weights(sigmas)
+        check_optimizer(optimizer)
+        check_positive(gradient_clip=gradient_clip, test_members=test_members, guidance=guidance)
+        self.val_guidances = val_guidances or [1.0]
+        for scale in self.val_guidances:
+            check_positive(val_guidances=scale)
+        self.start_path = student_path(model_path, initial, teachers)
+        self.model_path = model_path
+        self.image_size = image_size
+        self.teachers = teachers
+        self.make_optimizer = optimizer
+        self.distillation_settings = distillation
+        self.lora = lora
+        self.rewards = rewards or {}
+        self.scored = check_scored(scored, list(self.rewards))
+        self.judges = judges or {}
+        self.guidance = guidance
+        self.gradient_clip = gradient_clip
+        self.test_members = test_members
+        self.seed = seed
+        self.clock = PhaseClock()
+        self.gap = VelocityGap()
+        self.iteration = 0
+        self.skipped = 0
+        self.lowest_gaps: dict[str, float] = {}
+        self.model: ImageModel | None = None
+        self.bank: TeacherBank | None = None
+
+    # ----------------------------------------------------------------- set-up
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse teachers and data that do not fit, before a model loads."""
+        if stage not in ("fit", "validate"):
+            return  # a student is tested and sampled without its teachers
+        check_teachers(
+            self.teachers,
+            model_path=self.model_path,
+            start_path=self.start_path,
+            num_steps=self.distillation_settings.num_steps,
+            image_size=(self.image_size, self.image_size),
+        )
+        tasks = getattr(self.trainer.datamodule, "task_names", None)
+        if tasks is not None:
+            for idle in check_tasks(self.teachers, tuple(tasks)):
+                warnings.warn(
+                    f"The teacher of '{idle}' is never asked: no training data are of its task.", stacklevel=2
+                )
+        if all(teacher.guidance.scale == 1 for teacher in self.teachers.values()):
+            warnings.warn("No teacher is guided: the student learns no guidance with them.", stacklevel=2)
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        size = (self.image_size, self.image_size)
+        model = load_image_model(self.start_path, image_size=size)
+        if self.lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
+                add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
+        else:
+            model.transformer.requires_grad_(True)
+        self.model = model
+        self.sampler = Sampler(
+            sigmas=model.sigmas(self.distillation_settings.num_steps),
+            guidance=Guidance(scale=self.guidance),
+            size=size,
+            seed=self.seed,
+        )
+        if self._trainer is None or self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
+            shared = None if self.lora is None else self.start_path
+            self.bank = TeacherBank(model, self.teachers, model_path=self.model_path, shared_path=shared)
+        # Adapters of teachers that the student's own transformer plays are there by now.
+        model.uniform_forwards = distribute(self, model, model.shard_units())
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        self._settings = settings_of(optimizer)
+        return optimizer
+
+    @override
+    def on_train_start(self) -> None:
+        apply_settings(self.optimizers().optimizer, self._settings)
+
+    @override
+    def asks(self, name: str, task: str) -> bool:
+        return self.scored is None or name not in self.rewards or name in self.scored.get(task, ())
+
+    # ----------------------------------------------------------------- one iteration
+
+    @override
+    def training_step(self, batch: Prompts, batch_idx: int) -> None:
+        self.bank.guidance(batch.task)  # a task without a teacher ends here
+        self.bank.prefetch(batch.task)
+        with gathered(self.model.transformer):  # it may play a teacher as well
+            states = self.roll_out(batch)
+            with self.clock.phase("teacher"):
+                targets = self.targets(batch.task, states)
+        self.bank.prefetch(self._next_task())  # this teacher is done: the next comes in while the student learns
+        with self.clock.phase("update"):
+            metrics = self._update(states, targets)
+        self._log_iteration(batch, metrics)
+        self.iteration += 1
+
+    def _next_task(self) -> str | None:
+        task_at = getattr(self.trainer.datamodule, "task_at", None)
+        return None if task_at is None else task_at(self.iteration + 1)
+
+    def roll_out(self, batch: Prompts) -> States:
+        """The student's own states of this iteration, without guidance."""
+        settings, sigmas = self.distillation_settings, self.sampler.sigmas
+        self.model.transformer.eval()
+        generator = keyed_generator(seed=self.seed, step=self.iteration, stream=Stream.STATE)
+        self.clock.images += len(batch)
+        with self.clock.phase("rollout"):
+            return student_states(
+                self.model,
+                self.sampler,
+                batch,
+                steps=settings.states(sigmas, generator),
+                weights=settings.weights(sigmas),
+                iteration=self.iteration,
+                batch_size=settings.batch_size,
+                guidance=self.bank.guidance(batch.task),
+            )
+
+    def targets(self, task: str, states: States) -> list[Tensor]:
+        """The teacher's guided velocities (M, S, C) of every micro-batch."""
+        return [
+            self.bank.velocity(
+                task,
+                states.latents[pairs.step, pairs.sample],
+                states.sigmas[pairs.step],
+                states.conditional.select(pairs.sample),
+                None if states.unconditional is None else states.unconditional.select(pairs.sample),
+            )
+            for pairs in states.micro_batches(self.distillation_settings.micro_batch_size)
+        ]
+
+    def accumulate_gradients(self, states: States, targets: list[Tensor]) -> dict[str, float]:
+        """Backward micro-batch by micro-batch; returns the loss and the gaps of the whole batch."""
+        self.model.transformer.train()
+        self.gap.reset()
+        pairs_in_all = len(states.conditional) * len(states.sigmas)
+        total = torch.zeros((), device=states.latents.device)
+        batches = states.micro_batches(self.distillation_settings.micro_batch_size)
+        for pairs, target in zip(batches, targets, strict=True):
+            sigma = states.sigmas[pairs.step]
+            velocity = self.model.velocity(
+                states.latents[pairs.step, pairs.sample], sigma, states.conditional.select(pairs.sample)
+            )
+            loss, _ = velocity_matching_loss(
+                velocity, target, weights=states.weights[pairs.step], denominator=pairs_in_all
+            )
+            self.manual_backward(loss)
+            total += loss.detach()
+            self.gap.update(velocity, target, sigma)
+        return {"loss": float(total)} | self.gap.compute()
+
+    def _update(self, states: States, targets: list[Tensor]) -> dict[str, float]:
+        """One optimizer step, skipped (and counted) where the gradient is not finite."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        with gathered(self.model.transformer):
+            metrics = self.accumulate_gradients(states, targets)
+        trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
+        norm = finish_gradients(trainable, self.gradient_clip)
+        metrics["gradient_norm"] = float(norm)
+        if finite_everywhere(norm, torch.tensor(metrics["loss"])):
+            optimizer.step()
+            self.skipped = 0
+        else:
+            self._skip(optimizer)
+        return metrics
+
+    def _skip(self, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        self.skipped += 1
+        if self.skipped >= self.distillation_settings.max_skipped:
+            raise RuntimeError(
+                f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a gradient that is not "
+                "finite. Lower the learning rate, or look at the teachers' velocities (gap/...) of the last iterations."
+            )
+
+    def _log_iteration(self, batch: Prompts, metrics: dict[str, float]) -> None:
+        metrics = over_ranks(metrics)
+        values = {"update/gradient_norm": metrics.pop("gradient_norm"), "update/skipped_in_a_row": float(self.skipped)}
+        values["loss"] = metrics.pop("loss")
+        values |= {f"{batch.task}/{name}": value for name, value in metrics.items()}
+        values[f"{batch.task}/loss"] = values["loss"]
+        self.log_dict(values, batch_size=len(batch))
+        self.log("gap", metrics["gap"], prog_bar=True, logger=False, batch_size=len(batch))
+
+    # ----------------------------------------------------------------- validation
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._gaps: dict[str, VelocityGap] = {}
+
+    @override
+    def validation_step(self, batch: Prompts, batch_idx: int) -> None:
+        self.drawn_at: dict[str, Drawn] = {}
+        for scale in self.val_guidances:
+            label = "" if scale == 1 else f"guidance_{scale:g}/"
+            with self._sampled_at(scale):
+                drawn = self.draw(batch, self.rewards, self.val_members)
+            self.drawn_at[label] = drawn
+            self._collect(replace(drawn, scores={f"{label}{name}": s for name, s in drawn.scores.items()}))
+        if batch.task in self.teachers:
+            gap = self._gaps.setdefault(batch.task, VelocityGap().to(self.device))
+            measure_gap(self.model, self.sampler, self.bank, batch, gap)
+
+    @contextmanager
+    def _sampled_at(self, scale: float) -> Iterator[None]:
+        own = self.sampler
+        self.sampler = replace(own, guidance=Guidance(scale=scale))
+        try:
+            yield
+        finally:
+            self.sampler = own
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        values = {}
+        for task, gap in self._gaps.items():
+            found = gap.compute()
+            values |= {f"val/{task}/{name}": value for name, value in found.items()}
+            # What one task loses while the others train: 0 as long as its gap shrinks.
+            lowest = min(found["gap"], self.lowest_gaps.get(task, found["gap"]))
+            values[f"val/{task}/drift"] = found["gap"] - lowest
+            if not self.trainer.sanity_checking:
+                self.lowest_gaps[task] = lowest
+        self.log_dict(values)
+
+    # ----------------------------------------------------------------- state
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        prefix, parameters = "model.transformer.", self.model.transformer.named_parameters()
+        kept = {prefix + name for name, p in parameters if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["distillation"] = {
+            "iteration": self.iteration,
+            "skipped": self.skipped,
+            "lowest_gaps": dict(self.lowest_gaps),
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
+        self.configure_model()
+        state = checkpoint["distillation"]
+        self.iteration, self.skipped = state["iteration"], state["skipped"]
+        self.lowest_gaps = dict(state["lowest_gaps"])
+
+    def export(self, path: str | Path) -> None:
+        """Write the student in the diffusers layout: plain diffusers samples it at guidance 1."""
+        self.model.save_pretrained(path)
