@@ -70,6 +70,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @override
+    def _get_process_group_backend(self) -> str:
+        if self._process_group_backend is None and self.cpu_offload and self.root_device.type == "cuda":
+            return "cpu:gloo,cuda:nccl"  # norms of gradients in CPU memory are summed there
+        return super()._get_process_group_backend()
+
     @property
     def layout(self) -> Layout:
         """How weights are laid out over the ranks."""

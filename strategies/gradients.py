@@ -109,4 +109,4 @@ def over_ranks(values: Mapping[str, float]) -> dict[str, float]:
 
 def _exchange_device() -> torch.device:
     """Where tensors must be for the ranks to exchange them."""
-    return torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    return torch.device("cuda") if "nccl" in dist.get_backend_config() else torch.device("cpu")
