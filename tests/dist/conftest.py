@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import QwenImage21Pipeline
 from toy_vlm import toy_files
+
+from models.tiny import build_transformer
 
 sys.path.insert(0, str(Path(__file__).parent))  # the ranks import the runs by name
 
@@ -19,10 +22,25 @@ from processes import launch
 
 
 @pytest.fixture(scope="session")
-def files(tiny_path: str, prompt_files: dict[str, str]) -> dict[str, str]:
+def files(
+    tiny_pipeline: QwenImage21Pipeline, prompt_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     toy = toy_files()
     vlm = {"vlm": toy["model"], "rubric": toy["brightness"], "annotations": toy["train"]}
-    return {"generator": tiny_path} | vlm | prompt_files
+    generator = tmp_path_factory.mktemp("generator") / "smaller"
+    _smaller(tiny_pipeline).save_pretrained(generator)
+    return {"generator": str(generator)} | vlm | prompt_files
+
+
+def _smaller(pipeline: QwenImage21Pipeline) -> QwenImage21Pipeline:
+    """The tiny generator with a transformer of two narrow layers: a launch is mostly its start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        transformer = build_transformer(num_layers=2, num_heads=2)
+        with torch.no_grad():  # a fresh model's last layer is zero, and its velocity with it
+            for weight in (transformer.proj_out.weight, transformer.modulation[1].weight):
+                weight.normal_(std=0.1)
+    return QwenImage21Pipeline(**pipeline.components | {"transformer": transformer})
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,7 @@ def assert_goes_on(run: Run, files: dict[str, str], expected: dict) -> int:
 @pytest.mark.parametrize(
     ("number", "rank"),
     [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGUSR1, 1)],
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_at_a_random_moment(recorded, files, tmp_path, pytestconfig, number: signal.Signals, rank: int) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
