@@ -65,9 +65,15 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def setup_environment(self) -> None:
         # Before any model loads: what can't work is refused, and all ranks make up one dimension.
-        check_sampler(self.lightning_module.trainer)
+        trainer = self.lightning_module.trainer
+        check_sampler(trainer)
         check_sharded_optimizer(self.lightning_module)
         self._data_parallel_size = self.num_nodes * self.num_processes
+        # Weights gathered in inference mode could not be trained on afterwards; Lightning knows that of FSDP1 alone.
+        for loop in (
+            trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop
+        ):  # fmt: skip
+            loop.inference_mode = False
         super().setup_environment()
 
     @override
