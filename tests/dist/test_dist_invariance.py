@@ -24,8 +24,12 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 def test_two_ranks_train_as_one_process_does(recorded, stage: str, strategy: str) -> None:
     alone, spread = recorded(stage, "single", 1), recorded(stage, strategy, 2)
     assert spread["losses"].keys() == alone["losses"].keys()
+    first = min(alone["losses"])
     for step, expected in alone["losses"].items():
-        assert spread["losses"][step] == pytest.approx(expected, rel=1e-5, abs=1e-7), step
+        found = spread["losses"][step]
+        assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-7), step
+        # Adam divides by the gradient's size: where it is tiny, its rounding is not, in the steps that follow.
+        assert found == pytest.approx(expected, rel=1e-5 if step == first else 1e-4, abs=1e-7), step
     assert len({tuple(values) for values in alone["losses"].values()}) == len(alone["losses"])
     assert_close(spread["gradient"], alone["gradient"])
 
