@@ -114,20 +114,36 @@ class FlowCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
-        config = self.config_init[self.subcommand]
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        directories = [c.dirpath for c in self.trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
-        if self.subcommand == "fit":
-            run_directory = Path(config.run.dir) / config.run.name
-            if rank_zero_only.rank == 0:  # one process tidies up, before any of them saves
-                for directory in directories:
-                    sweep(directory)
-                if not restarted():
-                    mark_start(run_directory)
-            config.ckpt_path = checkpoint_to_resume(config.ckpt_path, directories, run_directory)
-        elif config.ckpt_path == "last":
-            config.ckpt_path = checkpoint_to_resume("last", directories, Path())
+        self._asked_for = self.config_init[self.subcommand].ckpt_path
+        self._choose_checkpoint()
+
+    def before_fit(self) -> None:
+        """Tidy up after a crash, now that training is about to start, and look again at what to go on from."""
+        if rank_zero_only.rank == 0:  # one process does, before any of them saves
+            for directory in self._checkpoint_directories():
+                sweep(directory)
+            if not restarted():
+                mark_start(self._run_directory())
+        self._choose_checkpoint()
+
+    def _choose_checkpoint(self) -> None:
+        config = self.config_init[self.subcommand]
+        if self.subcommand == "fit" or self._asked_for == "last":
+            config.ckpt_path = checkpoint_to_resume(
+                self._asked_for,
+                self._checkpoint_directories(),
+                self._run_directory(),
+                restarted=self.subcommand == "fit" and restarted(),
+            )
+
+    def _checkpoint_directories(self) -> list[str]:
+        return [c.dirpath for c in self.trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+
+    def _run_directory(self) -> Path:
+        run = self.config_init[self.subcommand].run
+        return Path(run.dir) / run.name
 
     @override
     def _parse_ckpt_path(self) -> None:

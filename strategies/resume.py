@@ -28,18 +28,21 @@ def mark_start(run_directory: Path) -> None:
     (run_directory / _MARK).touch()
 
 
-def checkpoint_to_resume(given: str | None, directories: Sequence[str | Path], run_directory: Path) -> str | None:
+def checkpoint_to_resume(
+    given: str | None, directories: Sequence[str | Path], run_directory: Path, *, restarted: bool
+) -> str | None:
     """The checkpoint that a fit goes on from; None starts from the beginning.
 
     Args:
         given: what the user asked for: `last`, a path or nothing.
         directories: where the run saves.
         run_directory: of the run, where `mark_start` left its mark.
+        restarted: whether this job did a part of the run already.
 
     Raises:
         NothingToResumeError: `last`, and no complete checkpoint.
     """
-    if restarted():
+    if restarted:
         mark = run_directory / _MARK
         own = newest_checkpoint(directories, newer_than=mark.stat().st_mtime if mark.is_file() else 0.0)
         if own is not None:
