@@ -22,12 +22,17 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from cli_errors import SettingError, explain_instantiation, explain_parsing
 from curation.settings import CurationSettings
+from strategies import AtomicCheckpointIO
+from strategies.checkpoint_files import is_complete, sweep
+from strategies.resume import checkpoint_to_resume, mark_start, restarted
 
 #: set to 1 to see the traceback of a bad setting
 TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
@@ -125,8 +130,36 @@ class FlowCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
-        if self.config[self.subcommand].get("ckpt_path") == "last":
-            _check_last_checkpoint(self.trainer)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        self._asked_for = self.config_init[self.subcommand].get("ckpt_path")
+        self._choose_checkpoint()
+
+    def before_fit(self) -> None:
+        """Tidy up after a crash, now that training is about to start, and look again at what to go on from."""
+        if rank_zero_only.rank == 0:  # one process does, before any of them saves
+            for directory in self._checkpoint_directories():
+                sweep(directory)
+            if not restarted():
+                mark_start(self._run_directory())
+        self._choose_checkpoint()
+
+    def _choose_checkpoint(self) -> None:
+        config = self.config_init[self.subcommand]
+        if self.subcommand == "fit" or self._asked_for == "last":
+            config.ckpt_path = checkpoint_to_resume(
+                self._asked_for,
+                self._checkpoint_directories(),
+                self._run_directory(),
+                restarted=self.subcommand == "fit" and restarted(),
+            )
+
+    def _checkpoint_directories(self) -> list[str]:
+        return [c.dirpath for c in self.trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+
+    def _run_directory(self) -> Path:
+        run = self.config_init[self.subcommand].run
+        return Path(run.dir) / run.name
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -139,20 +172,13 @@ def _check_checkpoint(path: Any) -> None:
     Raises:
         SettingError: neither `last` nor an existing file or directory.
     """
-    if path is not None and str(path) != "last" and not Path(path).exists():
-        raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a file, or 'last' for the newest of this run.")
-
-
-def _check_last_checkpoint(trainer: Trainer) -> None:
-    """Refuse to resume from nothing; Lightning would warn and start from zero.
-
-    Raises:
-        SettingError: no callback of the run has left a last checkpoint.
-    """
-    directories = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
-    if not any(list(directory.glob("last*.ckpt")) for directory in directories):
-        where = " or ".join(f"'{d}'" for d in directories) or "any directory, as no ModelCheckpoint has a dirpath"
-        raise SettingError(f"--ckpt_path last: there is no last*.ckpt in {where}. Leave it out to start a new run.")
+    if path is None or str(path) == "last" or is_complete(Path(path)):
+        return
+    if Path(path).exists():
+        raise SettingError(
+            f"'{path}' is no complete checkpoint: its save was cut short. --ckpt_path last finds the newest that is."
+        )
+    raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a path, or 'last' for the newest of this run.")
 
 
 def _check_writable(directory: Path) -> None:

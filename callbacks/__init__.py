@@ -7,6 +7,7 @@ from callbacks.export_adapter import ExportAdapter
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer
+from callbacks.preemption import Preemption
 from callbacks.progress import PhaseProgressBar
 from callbacks.range_filter import RewardRangeFilter
 from callbacks.sample_grids import SampleGrids
@@ -22,6 +23,7 @@ __all__ = [
     "ImageWriter",
     "PhaseProgressBar",
     "PhaseTimer",
+    "Preemption",
     "RewardRangeFilter",
     "SampleGrids",
     "ScoredExamples",

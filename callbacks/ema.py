@@ -33,7 +33,10 @@ class WeightEMA(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.shadow = ShadowWeights(pl_module)
-        if self._restored is not None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self.shadow is not None and self._restored is not None:
             self.shadow.load_state_dict(self._restored["weights"])
             self._last_step = self._restored["last_step"]
             self._restored = None
@@ -63,3 +66,4 @@ class WeightEMA(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict or None
+        self._restore()  # strategies that shard restore callbacks after `on_fit_start`

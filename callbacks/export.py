@@ -24,12 +24,12 @@ class ExportModel(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         averages = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA) and c.shadow is not None]
         partial = self.directory.with_name(self.directory.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        if trainer.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
         with averages[0].applied() if averages else nullcontext():
-            pl_module.export(partial)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        partial.rename(self.directory)
+            pl_module.export(partial)  # on every rank: sharded weights are gathered, the first rank writes
+        if trainer.is_global_zero:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            partial.rename(self.directory)

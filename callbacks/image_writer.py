@@ -35,19 +35,23 @@ class ImageWriter(Callback):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start()
+        if trainer.is_global_zero:
+            self._start()
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start()
+        if trainer.is_global_zero:
+            self._start()
 
     @override
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        self.write(pl_module.drawn)
+        if trainer.is_global_zero:  # every rank draws all of them
+            self.write(pl_module.drawn)
 
     @override
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        self.write(pl_module.drawn)
+        if trainer.is_global_zero:  # every rank draws all of them
+            self.write(pl_module.drawn)
 
     def write(self, drawn: Drawn) -> None:
         """Append a batch to the directory."""

@@ -127,11 +127,15 @@ class Captioned:
     Attributes:
         images: float32 in [0, 1], shape (N, 3, H, W).
         captions: texts, length N.
+        positions: of each in the batch of all ranks, length N; what is drawn for a sample is drawn by it.
+        total: samples of all ranks together.
         sources: source images in [0, 1], shape (N, 3, H, W); None for text-to-image.
     """
 
     images: Tensor
     captions: tuple[str, ...]
+    positions: tuple[int, ...]
+    total: int
     sources: Tensor | None = None
 
     def __len__(self) -> int:

@@ -73,18 +73,23 @@ class CaptionedStream(IterableDataset):
             order = torch.randperm(self.pool, generator=torch.Generator().manual_seed(number)).tolist()
             for position in order[skip:]:
                 batch = examples[position * self.batch_size : (position + 1) * self.batch_size]
-                yield from _by_task(batch[self.rank :: self.world_size])
+                yield _of_one_task(batch, self.rank, self.world_size)
             number, skip = number + 1, 0
 
 
-def _by_task(batch: list[Example]) -> Iterator[Captioned]:
-    """The batch as one record; only its larger task where a batch straddles the border between two."""
+def _of_one_task(batch: list[Example], rank: int = 0, world_size: int = 1) -> Captioned:
+    """A rank's share of the batch; only the larger task where a batch straddles the border between two."""
     edits = [e for e in batch if e[2] is not None]
     kept = edits if 2 * len(edits) >= len(batch) else [e for e in batch if e[2] is None]
-    yield Captioned(
-        images=torch.stack([e[0] for e in kept]),
-        captions=tuple(e[1] for e in kept),
-        sources=torch.stack([e[2] for e in kept]) if kept is edits else None,
+    mine = range(rank, len(kept), world_size)
+    if not mine:
+        raise ValueError(f"data.batch_size is {len(batch)}, too few for {world_size} ranks: make it larger.")
+    return Captioned(
+        images=torch.stack([kept[i][0] for i in mine]),
+        captions=tuple(kept[i][1] for i in mine),
+        positions=tuple(mine),
+        total=len(kept),
+        sources=torch.stack([kept[i][2] for i in mine]) if kept is edits else None,
     )
 
 
@@ -140,5 +145,5 @@ class CaptionedImageDataModule(StreamedDataModule):
         for task in (False, True):
             chosen = [e for e in examples if (e[2] is not None) is task]
             for start in range(0, len(chosen), self.batch_size):
-                batches.extend(_by_task(chosen[start : start + self.batch_size]))
+                batches.append(_of_one_task(chosen[start : start + self.batch_size]))
         return DataLoader(batches, batch_size=None, shuffle=False)

@@ -37,6 +37,7 @@ from lightning_modules.distillation_settings import (
     student_path,
 )
 from lightning_modules.evaluation_steps import Drawn, EvaluationSteps
+from lightning_modules.optimizers import apply_settings, settings_of
 from lightning_modules.phases import PhaseClock
 from lightning_modules.sampling import Sampler
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
@@ -47,6 +48,9 @@ from models import ImageModel, load_image_model
 from models.adapters import add_lora
 from models.loading import peek_sigmas
 from rewards import Reward
+from strategies import distribute
+from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
+from strategies.sharding import gathered
 
 
 class DistillationStudent(EvaluationSteps):
@@ -164,10 +168,18 @@ class DistillationStudent(EvaluationSteps):
         if self._trainer is None or self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
             shared = None if self.lora is None else self.start_path
             self.bank = TeacherBank(model, self.teachers, model_path=self.model_path, shared_path=shared)
+        # Adapters of teachers that the student's own transformer plays are there by now.
+        model.uniform_forwards = distribute(self, model, model.shard_units())
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        self._settings = settings_of(optimizer)
+        return optimizer
+
+    @override
+    def on_train_start(self) -> None:
+        apply_settings(self.optimizers().optimizer, self._settings)
 
     @override
     def asks(self, name: str, task: str) -> bool:
@@ -179,9 +191,10 @@ class DistillationStudent(EvaluationSteps):
     def training_step(self, batch: Prompts, batch_idx: int) -> None:
         self.bank.guidance(batch.task)  # a task without a teacher ends here
         self.bank.prefetch(batch.task)
-        states = self.roll_out(batch)
-        with self.clock.phase("teacher"):
-            targets = self.targets(batch.task, states)
+        with gathered(self.model.transformer):  # it may play a teacher as well
+            states = self.roll_out(batch)
+            with self.clock.phase("teacher"):
+                targets = self.targets(batch.task, states)
         self.bank.prefetch(self._next_task())  # this teacher is done: the next comes in while the student learns
         with self.clock.phase("update"):
             metrics = self._update(states, targets)
@@ -247,11 +260,12 @@ class DistillationStudent(EvaluationSteps):
         """One optimizer step, skipped (and counted) where the gradient is not finite."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        metrics = self.accumulate_gradients(states, targets)
+        with gathered(self.model.transformer):
+            metrics = self.accumulate_gradients(states, targets)
         trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trainable, self.gradient_clip)
+        norm = finish_gradients(trainable, self.gradient_clip)
         metrics["gradient_norm"] = float(norm)
-        if torch.isfinite(norm):  # of summed gradients, so all ranks see the same
+        if finite_everywhere(norm, torch.tensor(metrics["loss"])):
             optimizer.step()
             self.skipped = 0
         else:
@@ -268,6 +282,7 @@ class DistillationStudent(EvaluationSteps):
             )
 
     def _log_iteration(self, batch: Prompts, metrics: dict[str, float]) -> None:
+        metrics = over_ranks(metrics)
         values = {"update/gradient_norm": metrics.pop("gradient_norm"), "update/skipped_in_a_row": float(self.skipped)}
         values["loss"] = metrics.pop("loss")
         values |= {f"{batch.task}/{name}": value for name, value in metrics.items()}

@@ -24,6 +24,7 @@ from lightning_modules.sampling import Sampler
 from lightning_modules.scoring import score_all
 from models import ImageModel
 from rewards import Reward, Samples
+from strategies.sharding import gather, release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class EvaluationSteps(LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
+        gather(self.model)  # once for the epoch
         self._means: dict[str, MeanMetric] = {}
 
     @override
@@ -102,12 +104,14 @@ class EvaluationSteps(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
+        release(self.model)
         self.log_dict({f"val/{key}": metric.compute() for key, metric in sorted(self._means.items())})
 
     # ----------------------------------------------------------------- test
 
     @override
     def on_test_epoch_start(self) -> None:
+        gather(self.model)
         self._means = {}
         self._rows: list[dict[str, Any]] = []
 
@@ -127,6 +131,7 @@ class EvaluationSteps(LightningModule):
 
     @override
     def on_test_epoch_end(self) -> None:
+        release(self.model)
         self.log_dict({f"test/{key}": metric.compute() for key, metric in sorted(self._means.items())})
         if self.trainer.log_dir is not None and self.trainer.is_global_zero:
             path = Path(self.trainer.log_dir) / "test_scores.jsonl"
@@ -134,6 +139,14 @@ class EvaluationSteps(LightningModule):
             path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
 
     # ----------------------------------------------------------------- predict
+
+    @override
+    def on_predict_epoch_start(self) -> None:
+        gather(self.model)
+
+    @override
+    def on_predict_epoch_end(self) -> None:
+        release(self.model)
 
     @override
     def predict_step(self, batch: Prompts, batch_idx: int) -> Drawn:

@@ -6,6 +6,7 @@ Shapes: N samples, S latent tokens, C latent channels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -21,6 +22,9 @@ from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.settings import check_optimizer, check_positive
 from models import ImageModel, load_image_model
 from models.loading import peek_grid
+from strategies import distribute
+from strategies.gradients import world_size
+from strategies.sharding import gather, release
 
 
 class FlowPretrain(ScheduledOptimizer):
@@ -80,6 +84,7 @@ class FlowPretrain(ScheduledOptimizer):
         self.model.transformer.requires_grad_(True)
         if self.train_text_encoder:
             self.model.text_encoder.requires_grad_(True)
+        self.model.uniform_forwards = distribute(self, self.model, self.model.shard_units())
 
     @override
     def transfer_batch_to_device(self, batch: Captioned, device: torch.device, dataloader_idx: int) -> Captioned:
@@ -88,11 +93,19 @@ class FlowPretrain(ScheduledOptimizer):
     @override
     def training_step(self, batch: Captioned, batch_idx: int) -> Tensor:
         step = self.global_step
-        dropped = torch.rand(len(batch), generator=self._generator(step, Stream.DROPOUT)) < self.caption_dropout
+        dropped = self._uniform(batch, step, Stream.DROPOUT) < self.caption_dropout
         captions = [("" if drop else text) for text, drop in zip(batch.captions, dropped.tolist(), strict=True)]
-        loss = self._loss(batch, captions, step)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        # Prefix and target use the blocks twice in one backward: they stay whole until it is done.
+        gather(self.model)
+        # Ranks may hold different numbers of samples: the mean over the ranks is that over all samples.
+        loss = self._loss(batch, captions, step) * (len(batch) * world_size() / batch.total)
+        self.note_loss(loss)
+        self.log_means({"loss": loss.detach()}, batch_size=batch.total)
         return loss
+
+    @override
+    def on_after_backward(self) -> None:
+        release(self.model)
 
     @override
     def validation_step(self, batch: Captioned, batch_idx: int) -> None:
@@ -100,20 +113,25 @@ class FlowPretrain(ScheduledOptimizer):
         self.validation_loss.update(self._loss(batch, list(batch.captions), -1 - batch_idx), weight=len(batch))
 
     @override
+    def on_validation_epoch_start(self) -> None:
+        gather(self.model)
+
+    @override
     def on_validation_epoch_end(self) -> None:
+        release(self.model)
         self.log("val/loss", self.validation_loss.compute(), prog_bar=True)
         self.validation_loss.reset()
 
     def _loss(self, batch: Captioned, captions: list[str], step: int) -> Tensor:
         x_0 = self.model.encode_images(batch.images)
-        uniform = torch.rand(len(batch), generator=self._generator(step, Stream.TIMESTEP)).to(x_0.device)
+        uniform = self._uniform(batch, step, Stream.TIMESTEP).to(x_0.device)
         sigma = self.timestep_shift * uniform / (1 + (self.timestep_shift - 1) * uniform)
         noise = batch_noise(
             tuple(x_0.shape[1:]),
             seed=self.seed,
             step=step,
-            ids=range(len(batch)),
-            members=[self.global_rank] * len(batch),
+            ids=batch.positions,
+            members=[0] * len(batch),
             stream=Stream.FORWARD,
         ).to(x_0.device)
         with torch.set_grad_enabled(self.train_text_encoder and torch.is_grad_enabled()):
@@ -122,8 +140,22 @@ class FlowPretrain(ScheduledOptimizer):
         loss, _ = velocity_matching_loss(velocity, noise - x_0)
         return loss
 
-    def _generator(self, step: int, stream: Stream) -> torch.Generator:
-        return keyed_generator(seed=self.seed, step=step, sample_id=self.global_rank, member=0, stream=stream)
+    def _uniform(self, batch: Captioned, step: int, stream: Stream) -> Tensor:
+        """Numbers in [0, 1) for the samples, drawn for the batch of all ranks."""
+        generator = keyed_generator(seed=self.seed, step=step, sample_id=0, member=0, stream=stream)
+        return torch.rand(batch.total, generator=generator)[list(batch.positions)]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        kept = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
+        self.configure_model()
 
     def export(self, path: str | Path) -> None:
         """Write the generator in the diffusers layout."""

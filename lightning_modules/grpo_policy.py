@@ -13,7 +13,6 @@ Shapes: P prompts, G images a prompt, N = P G samples, K rewards.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.hooks import FixedWeights, GroupGate, WeightSource, weights_by_task
 from lightning_modules.iteration import Iteration, Piece
 from lightning_modules.objectives import OBJECTIVES, Rollout
+from lightning_modules.optimizers import apply_settings, settings_of
 from lightning_modules.pending import PendingScores
 from lightning_modules.phases import PhaseClock
 from lightning_modules.reward_metrics import reward_metrics
@@ -48,6 +48,9 @@ from models.adapters import add_lora
 from models.loading import peek_sigmas
 from models.memory import FrozenDtype, save_memory
 from rewards import Reward, Samples
+from strategies import distribute
+from strategies.gradients import over_ranks
+from strategies.sharding import gathered
 
 
 class GRPOPolicy(PolicyUpdates, EvaluationSteps):
@@ -138,6 +141,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         else:
             model.transformer.requires_grad_(True)
         save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
+        model.uniform_forwards = distribute(self, model, model.shard_units())
         self.model = model
         self.sampler = Sampler(
             sigmas=sigmas,
@@ -153,7 +157,13 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
+        self._settings = settings_of(optimizer)
+        return optimizer
+
+    @override
+    def on_train_start(self) -> None:
+        apply_settings(self.optimizers().optimizer, self._settings)
 
     # ----------------------------------------------------------------- one iteration
 
@@ -189,7 +199,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
             steps = steps_of_iteration(settings.window, settings.num_steps, iteration=self.iteration, seed=self.seed)
         with self.clock.phase("rollout"), torch.no_grad():
             branches = self.sampler.encode(self.model, prompts.texts, prompts.sources)
-            with nullcontext() if self.old is None else self.old.applied():
+            # Gathered once for all steps, and after the swap, as it takes the weights that are there.
+            with self.old_weights(), gathered(self.model.transformer):
                 trajectory = group_rollout(
                     self.model,
                     self.sampler,
@@ -282,10 +293,11 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     def _log_iteration(self, iteration: Iteration, updates: list[dict[str, Tensor]]) -> None:
         size = sum(len(prompts) for prompts in iteration.prompts)
+        iteration = iteration.over_ranks(self.device)
         values = reward_metrics(self.rewards, iteration)
         values["advantage/abs_mean"] = iteration.advantages.abs().mean().item()
-        for key in updates[0]:
-            values[f"update/{key}"] = float(torch.stack([u[key].float().cpu() for u in updates]).mean())
+        means = {key: float(torch.stack([u[key].float().cpu() for u in updates]).mean()) for key in updates[0]}
+        values |= {f"update/{key}": value for key, value in over_ranks(means).items()}
         values["update/skipped_in_a_row"] = float(self.skipped)
         self.log_dict(values, batch_size=size)
         self.log("reward", values["reward/mean"], prog_bar=True, logger=False, batch_size=size)

@@ -7,13 +7,15 @@ K rewards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.batches import Prompts
-from lightning_modules.advantages import Outcome, Scored
+from lightning_modules.advantages import Outcome, Scored, gather_ranks
 from lightning_modules.objectives import Rollout
 
 
@@ -63,6 +65,28 @@ class Iteration:
     scores: Tensor
     weights: Tensor
     advantages: Tensor
+
+    def over_ranks(self, device: torch.device) -> Iteration:
+        """The iteration of all ranks, in their order, the same on each: all rows, but this rank's prompts and images.
+
+        Every rank must ask.
+
+        Args:
+            device: one that the ranks can exchange tensors through.
+        """
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self
+        names: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(names, (self.categories, self.tasks))
+        rows = {
+            name: gather_ranks(getattr(self, name), device) for name in ("groups", "scores", "weights", "advantages")
+        }
+        return replace(
+            self,
+            categories=tuple(name for categories, _ in names for name in categories),
+            tasks=tuple(name for _, tasks in names for name in tasks),
+            **rows,
+        )
 
     @classmethod
     def of(

@@ -28,13 +28,18 @@ from flow.noise import Stream, keyed_generator
 from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.reward_settings import RewardObjective, check_reward_data, check_reward_settings
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
+from models.sharding import vlm_unit
 from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_vlm, save_plain
+from models.whole import first_rank
 from rewards.conversation import Answer, Question, training_inputs
 from rewards.losses import pairwise_loss, pointwise_loss
 from rewards.reading import Answers, ReadingSettings, ScoreReader
 from rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
 from rewards.spec import RewardSpec
 from rewards.vlm import DTYPES
+from strategies import distribute
+from strategies.gradients import world_size
+from strategies.sharding import gather, release
 
 #: metrics also averaged over the dimensions
 _AVERAGED = ("srcc", "plcc", "mse", "pairwise_accuracy", "parse_rate")
@@ -137,6 +142,8 @@ class RewardFinetune(ScheduledOptimizer):
         if self.gradient_checkpointing:
             # Without re-entry, frozen embeddings need no gradient for the layers above them to get theirs.
             model.activation_checkpointing_enable({"use_reentrant": False})
+        if distribute(self, model, (vlm_unit(model),)) and self.quantization != "none":
+            raise ValueError("model.quantization can't be sharded: train on whole weights (configs/strategy/ddp.yaml).")
         self.model, self.processor = model, processor
         self.reader = ScoreReader(model, processor, self.reading)
 
@@ -150,22 +157,17 @@ class RewardFinetune(ScheduledOptimizer):
     def training_step(self, batch: AnnotationBatch | PreferenceBatch, batch_idx: int) -> Tensor:
         self.model.train()
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        generator = keyed_generator(
-            seed=self.seed, step=number, sample_id=self.global_rank, member=0, stream=Stream.DROPOUT
-        )
+        generator = keyed_generator(seed=self.seed, step=number, sample_id=0, member=0, stream=Stream.DROPOUT)
         if self.lora is not None and self.lora.dropout > 0:
             # torch's global generator is in no checkpoint: a resumed run must drop the same inputs.
-            torch.manual_seed(int(torch.randint(1 << 31, (), generator=generator)))
-        direct = torch.rand(len(batch), generator=generator) < self.objective.direct_share
-        loss, metrics = self.loss(batch, direct.tolist())
-        if not math.isfinite(float(loss.detach())):
-            raise RuntimeError(
-                f"The loss of batch {number} is {float(loss.detach())}. Lower the learning rate, or set "
-                "model.dtype to float32."
-            )
-        size = len(batch)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=size)
+            torch.manual_seed(int(torch.randint(1 << 31, (), generator=generator)) + self.global_rank)
+        # drawn for the batch of all ranks, so that it is the same however many there are
+        size, rank = len(batch), self.global_rank
+        direct = torch.rand(size * world_size(), generator=generator) < self.objective.direct_share
+        loss, metrics = self.loss(batch, direct[rank * size : (rank + 1) * size].tolist())
+        self.note_loss(loss)
+        values = {"loss": loss.detach()} | {f"train/{name}": value for name, value in metrics.items()}
+        self.log_means(values, batch_size=size * world_size())
         return loss
 
     def loss(
@@ -225,11 +227,13 @@ class RewardFinetune(ScheduledOptimizer):
 
     @override
     def on_validation_epoch_start(self) -> None:
+        gather(self.model)  # ranks answer different questions, in different numbers of forwards
         for metric in self.agreement.values():
             metric.reset()
 
     @override
     def on_validation_epoch_end(self) -> None:
+        release(self.model)
         found = self._agreement("val")
         if not self.trainer.sanity_checking:
             self.validation = found
@@ -255,6 +259,7 @@ class RewardFinetune(ScheduledOptimizer):
 
     @override
     def on_test_epoch_end(self) -> None:
+        release(self.model)
         self._agreement("test")
         if self.trainer.log_dir is not None:
             rank = self.global_rank
@@ -295,12 +300,14 @@ class RewardFinetune(ScheduledOptimizer):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self._trainable_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        super().on_save_checkpoint(checkpoint)
         checkpoint["reward"] = {"validation": self.validation}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
         self.configure_model()
+        super().on_load_checkpoint(checkpoint)
         self.validation = checkpoint["reward"]["validation"]
         missing = self._trainable_names() - checkpoint["state_dict"].keys()
         if missing:
@@ -315,6 +322,8 @@ class RewardFinetune(ScheduledOptimizer):
     def export(self, path: str | Path) -> None:
         """Write a directory that plain transformers loads, adapters merged, with `reward.json` beside the weights."""
         save_plain(self.model, self.processor, path)
+        if not first_rank():
+            return
         RewardSpec(
             rubrics=self.rubrics,
             reading=self.reading,

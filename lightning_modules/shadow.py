@@ -9,6 +9,8 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from strategies.shards import copy_into
+
 
 class ShadowWeights:
     """Copies of a module's trainable parameters that can be blended and swapped in.
@@ -65,7 +67,7 @@ class ShadowWeights:
                 f"{', '.join(differing)}). Was the run started with another model.lora setting?"
             )
         for name, tensor in state.items():
-            self._shadow[name].copy_(tensor)
+            copy_into(self._shadow[name], tensor)
 
 
 class AdapterOff:

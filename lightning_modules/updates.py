@@ -6,9 +6,8 @@ Shapes: N samples, K trained steps a sample.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from lightning import LightningModule
 from torch import Tensor
 
@@ -17,6 +16,8 @@ from lightning_modules.reward_metrics import combined
 from lightning_modules.settings import ObjectiveSettings
 from lightning_modules.shadow import AdapterOff, ShadowWeights
 from models import ImageModel
+from strategies.gradients import finish_gradients, finite_everywhere
+from strategies.sharding import gathered
 
 
 class PolicyUpdates(LightningModule):
@@ -36,12 +37,16 @@ class PolicyUpdates(LightningModule):
     #: updates in a row that were not finite
     skipped: int
 
+    def old_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with the old policy's weights, if there is one."""
+        return nullcontext() if self.old is None else self.old.applied()
+
     def prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
         """What the old policy and the reference give for an update, from 0; see `Objective.prepare`."""
-        with nullcontext() if self.old is None else self.old.applied():
+        with self.old_weights(), gathered(self.model.transformer):
             prepared = self.objective.prepare(self.model, rollout, update)
         if self.reference is not None:
-            with self.reference.applied():
+            with self.reference.applied(), gathered(self.model.transformer):
                 prepared |= self.objective.prepare_reference(self.model, rollout, prepared)
         return prepared
 
@@ -72,22 +77,25 @@ class PolicyUpdates(LightningModule):
     def update_once(
         self, rollouts: Sequence[Rollout], advantages: Iterable[Tensor], prepared: Sequence[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """One optimizer step over all rollouts, skipped (and counted) where the gradient is not finite.
+        """One optimizer step over all rollouts.
+
+        Where a loss or gradient of any rank is not finite, all of them skip the step, and count it.
 
         Advantages are taken one rollout after another, each when its turn comes.
         """
         optimizer = self.optimizers()
         optimizer.zero_grad()
         sizes = [len(rollout.conditioning) * self.objective.steps_a_sample(rollout) for rollout in rollouts]
-        found = [
-            self.accumulate_gradients(rollout, ours, ready, pairs=sum(sizes))
-            for rollout, ours, ready in zip(rollouts, advantages, prepared, strict=True)
-        ]
+        with gathered(self.model.transformer):
+            found = [
+                self.accumulate_gradients(rollout, ours, ready, pairs=sum(sizes))
+                for rollout, ours, ready in zip(rollouts, advantages, prepared, strict=True)
+            ]
         metrics = combined(list(zip(sizes, found, strict=True)))
         trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trainable, self.gradient_clip)
-        metrics["gradient_norm"] = norm.detach().cpu()
-        if torch.isfinite(norm) and torch.isfinite(metrics["loss"]):
+        norm = finish_gradients(trainable, self.gradient_clip)
+        metrics["gradient_norm"] = norm
+        if finite_everywhere(norm, metrics["loss"]):
             optimizer.step()
             self.skipped = 0
         else:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +10,9 @@ from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
+
+from models.whole import is_sharded, whole_state
 
 #: name that peft gives the adapter of `add_lora`
 STUDENT_ADAPTER = "default"
@@ -39,25 +40,41 @@ def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, 
 
 
 def merged_copy(transformer: ModelMixin) -> ModelMixin:
-    """The transformer with its adapters added into the weights, as a model that knows nothing of adapters.
+    """The transformer with its adapters added into the weights, as a model that knows nothing of adapters or shards.
+
+    Every rank must ask for a sharded one, and the first gets it.
 
     Returns:
-        A new model, or the given one where it has no adapter.
+        A new model, or the given one where it has neither adapter nor shards, or this rank isn't the first.
     """
-    if not any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
+    adapters = {name: module for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+    if not adapters and not is_sharded(transformer):
         return transformer
-    merged: nn.Module = copy.deepcopy(transformer)
-    for module in merged.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-    state = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in merged.state_dict().items()
-        if ".lora_" not in name
-    }
+    full = whole_state(transformer)
+    if not full:
+        return transformer
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in full.items() if ".lora_" not in name}
+    for name, module in adapters.items():
+        weight = state[f"{name}.weight"]
+        state[f"{name}.weight"] = (weight.float() + adapter_delta(name, module, full)).to(weight.dtype)
     plain = type(transformer).from_config(transformer.config).to(transformer.dtype)
     plain.load_state_dict(state)
     return plain.eval()
+
+
+def adapter_delta(name: str, module: BaseTunerLayer, state: Mapping[str, Tensor]) -> Tensor:
+    """What the active adapters of a linear layer add to its weight, float32.
+
+    Args:
+        name: of the layer in its model.
+        module: the layer.
+        state: whole weights of the model.
+    """
+    return sum(
+        module.scaling[adapter]
+        * (state[f"{name}.lora_B.{adapter}.weight"].float() @ state[f"{name}.lora_A.{adapter}.weight"].float())
+        for adapter in module.active_adapters
+    )
 
 
 def save_adapter(transformer: ModelMixin, path: str | Path, *, name: str = STUDENT_ADAPTER) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.flops import Flops
+from models.sharding import ShardUnit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +70,14 @@ class ImageModel(nn.Module, ABC):
         image_size: height and width in pixels used where a caller names none.
         on_flops: called with the floating-point operations of each of the transformer's forwards, and of each backward
             as it happens; None counts nothing. A family that does not count never calls it.
+        uniform_forwards: make the same number of transformer forwards whatever is in a batch. Ranks that hold shards
+            of one transformer set it: the forwards of one wait for those of the others.
     """
 
     transformer: nn.Module
     image_size: tuple[int, int]
     on_flops: Callable[[float], None] | None = None
+    uniform_forwards: bool = False
     #: names of the transformer's linear layers that a LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]]
 
@@ -134,7 +138,14 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a directory in the diffusers layout, adapters merged: plain diffusers loads it."""
+        """Write a directory in the diffusers layout, adapters merged: plain diffusers loads it.
+
+        Every rank calls it, and the first writes.
+        """
+
+    def shard_units(self) -> tuple[ShardUnit, ...]:
+        """What is sharded over the ranks, and in which pieces; everything else, the VAE above all, is whole on each."""
+        return (ShardUnit(self.transformer, tuple(self.transformer.transformer_blocks)),)
 
     def freeze_all_but_transformer(self) -> None:
         """No gradient for the encoders; the transformer keeps what it has."""

@@ -16,8 +16,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from flow.schedule import sigma_schedule
-from models.adapters import merged_copy
 from models.image_model import ImageModel
+from models.plain import whole_components
+from models.whole import first_rank
 
 #: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
 VAE_PIXELS = 4 * 1024 * 1024
@@ -90,12 +91,9 @@ class PipelineModel(ImageModel):
 
     def save_pretrained(self, path: str | Path) -> None:
         """See `ImageModel.save_pretrained`."""
-        own = self._pipeline.transformer
-        self._pipeline.transformer = merged_copy(own)
-        try:
-            self._pipeline.save_pretrained(str(path))
-        finally:
-            self._pipeline.transformer = own
+        with whole_components(self._pipeline):
+            if first_rank():
+                self._pipeline.save_pretrained(str(path))
 
 
 def check_multiple(size: tuple[int, int], multiple: int) -> None:

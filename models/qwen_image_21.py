@@ -27,6 +27,7 @@ from models.images import to_rgba, to_uint8
 from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
+from models.sharding import ShardUnit, text_encoder_units
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
 TOKENS_A_SLOT = 4
@@ -63,6 +64,10 @@ class QwenImage21(PipelineModel):
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""
         return math.prod(self.grid((height, width))), self.vae.config.z_dim
+
+    def shard_units(self) -> tuple[ShardUnit, ...]:
+        """See `ImageModel.shard_units`: transformer and text encoder."""
+        return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
     # ----------------------------------------------------------------- conditioning
 
@@ -140,7 +145,8 @@ class QwenImage21(PipelineModel):
         if conditioning.prefix is not None:
             return self._target_velocity(latents, sigmas, conditioning, rows, conditioning.prefix)
         prompts = sorted(set(rows))
-        if len(prompts) == len(rows) and len({conditioning.embeds[row].shape[0] for row in rows}) == 1:
+        alone = len(prompts) == len(rows) and not self.uniform_forwards
+        if alone and len({conditioning.embeds[row].shape[0] for row in rows}) == 1:
             # Nothing to share and nothing to pad: prefix and target together.
             return self._forward(latents, sigmas, conditioning, rows)
         return self._target_velocity(latents, sigmas, conditioning, rows, self._extract(conditioning, prompts))

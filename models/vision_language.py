@@ -24,6 +24,9 @@ from transformers import (
     ProcessorMixin,
 )
 
+from models.adapters import adapter_delta
+from models.whole import first_rank, whole_state
+
 #: `model_type` in config.json -> what people call it
 FAMILIES = {"qwen3_vl": "Qwen3-VL", "qwen2_5_vl": "Qwen2.5-VL"}
 _LANGUAGE_LAYERS = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -112,19 +115,23 @@ def add_vlm_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: floa
 def save_plain(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:
     """Write a directory that plain transformers loads: adapters added into the weights, nothing quantised.
 
-    4-bit weights are written as what they stand for, so the exported model is the one that was trained.
+    4-bit weights are written as what they stand for, so the exported model is the one that was trained. Every rank
+    calls it, and the first writes.
 
     Args:
         model: as trained; it is left as it is.
         processor: written beside it.
         path: the directory.
     """
+    state = plain_state_dict(model)
+    if not first_rank():
+        return
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         plain = type(model)(config)
-    plain.load_state_dict(plain_state_dict(model), assign=True)
+    plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = copy.deepcopy(model.generation_config)
     plain.save_pretrained(str(path))
@@ -132,11 +139,14 @@ def save_plain(model: PreTrainedModel, processor: ProcessorMixin, path: str | Pa
 
 
 def plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights by the names that the model has without adapters and without quantisation."""
+    """The weights by the names that the model has without adapters and without quantisation; none but on rank 0."""
+    full = whole_state(model)
+    if not full:
+        return {}
     adapters = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     state = {
-        name.replace(".base_layer.", "."): tensor.detach()
-        for name, tensor in model.state_dict().items()
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in full.items()
         if ".lora_" not in name and not _QUANTISATION_STATE.search(name)
     }
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
@@ -146,8 +156,7 @@ def plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
             state[f"{name.removesuffix('.base_layer')}.weight"] = _dequantised(module, dtype)
     for name, module in adapters.items():
         weight = state[f"{name}.weight"]
-        deltas = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
-        state[f"{name}.weight"] = (weight.float() + deltas).to(weight.dtype)
+        state[f"{name}.weight"] = (weight.float() + adapter_delta(name, module, full)).to(weight.dtype)
     return {name: tensor.cpu() for name, tensor in state.items()}
 
 

@@ -25,6 +25,10 @@ CATEGORIES = ("portrait", "plant")
 TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow background", "a red pot")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=1, help="how often each kill test of tests/dist is repeated")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _single_thread() -> None:
     torch.set_num_threads(1)

@@ -167,7 +167,7 @@ OPTIONS = {
     ),
     "model directory": (["--model.model_path=demo/no-such"], "No model directory at 'demo/no-such'"),
     "checkpoint": (["--ckpt_path=some/missing.ckpt"], "No checkpoint 'some/missing.ckpt'"),
-    "last checkpoint": (["--ckpt_path=last"], "there is no last*.ckpt in"),
+    "last checkpoint": (["--ckpt_path=last"], "there is no complete checkpoint (*.ckpt) in"),
     "run directory": (["--run.dir=/proc/nowhere"], "Can't write to the run directory", "--run.dir"),
     "reward": (["--model.reward_weights.aligment=0.5"], "names 'aligment'", "'alignment'"),
     "sum of weights": (["--model.reward_weights.alignment=0.5"], "sum to 1"),
@@ -361,7 +361,7 @@ def test_last_checkpoint_of_the_run_is_accepted(arrived, tiny_path, tmp_path):
     checkpoints.mkdir(parents=True)
     (checkpoints / "last.ckpt").write_bytes(b"")
     train.main(good(tiny_path, tmp_path, "--ckpt_path=last"))
-    assert arrived[0].config.fit.ckpt_path == "last"
+    assert arrived[0].config_init.fit.ckpt_path == str(checkpoints / "last.ckpt")
 
 
 def test_text_that_is_not_understood_is_shortened():

@@ -1,0 +1,31 @@
+"""What does not work on several ranks is refused before a model loads."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import bitsandbytes
+import pytest
+import torch
+from lightning import Trainer
+
+from strategies.checks import check_sampler, check_sharded_optimizer
+
+
+@pytest.mark.parametrize("kind", [bitsandbytes.optim.AdamW8bit, bitsandbytes.optim.PagedAdamW8bit])
+def test_optimizers_that_cannot_take_shards_are_refused(policy, kind) -> None:
+    module = policy("nft", optimizer=partial(kind, lr=1e-3))
+    with pytest.raises(ValueError, match=rf"{kind.__name__}.*DTensors.*torch\.optim\.AdamW"):
+        check_sharded_optimizer(module)
+
+
+def test_adamw_fused_or_not_is_taken(policy) -> None:
+    for fused in (False, True):
+        check_sharded_optimizer(policy("nft", optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused)))
+
+
+def test_lightnings_sampler_is_refused() -> None:
+    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    with pytest.raises(ValueError, match="use_distributed_sampler is true"):
+        check_sampler(Trainer(**quiet))
+    check_sampler(Trainer(**quiet, use_distributed_sampler=False))
