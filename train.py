@@ -104,6 +104,8 @@ class FlowCLI(LightningCLI):
         config = self.config[self.subcommand]
         _check_checkpoint(config.get("ckpt_path"))
         _check_writable(Path(config.run.dir) / config.run.name)
+        if config.trainer.default_root_dir is None:  # else Lightning writes to wherever the command was typed
+            config.trainer.default_root_dir = str(Path(config.run.dir) / config.run.name)
         if config.run.threads > 0:
             torch.set_num_threads(config.run.threads)
         # Denormals make a CPU step up to a hundred times slower, and round to nothing that matters.
