@@ -1,6 +1,7 @@
 """How much of a slow reward's time hides behind the rest of a training step?
 
     python -m benchmarks.async_reward --reward-seconds 1 --pieces 1 2 4 8
+    python -m benchmarks.async_reward --reward-seconds 1 --generator-seconds 1
 
 The reward waits in a thread of its own, in proportion to the images it is given, so that one iteration's take
 `--reward-seconds` however they are cut. Odd iterations are scored that slowly, even ones at once: both are timed in
@@ -10,6 +11,9 @@ update), and the reward.
 In one piece everything waits for the reward. In m pieces, the later ones roll out and the earlier ones' gradients are
 computed while scores are outstanding. What cannot overlap without stale data is the first piece's rollout before the
 first score and the last piece's update after the last one: about 1/m of (rollout and update).
+
+With `--generator-seconds`, rollout and update wait as well, half of it each, in place of a model: that measures the
+order in which a step does things, and nothing else, on whatever machine.
 """
 
 from __future__ import annotations
@@ -19,13 +23,15 @@ import statistics
 import time
 import warnings
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules import PromptDataModule
+from datamodules.batches import Prompts
 from lightning_modules import GRPOPolicy
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings
 from rewards import Reward, Samples
@@ -41,6 +47,32 @@ class SlowBrightness(Reward):
     def score(self, samples: Samples) -> Tensor:
         time.sleep(self.delay_s * len(samples))
         return 1 + 4 * samples.images.mean(dim=(1, 2, 3))
+
+
+class WaitingPolicy(GRPOPolicy):
+    """A policy whose rollouts and updates take a given time an image, and do nothing."""
+
+    sample_s = 0.0
+
+    def configure_model(self) -> None:
+        self.model = nn.Module()
+        self.model.transformer = nn.Linear(1, 1)
+        self.objective = SimpleNamespace(uses_window=False, steps_a_sample=lambda rollout: 1)
+        self.old = self.reference = None
+
+    def _roll_out(self, prompts: Prompts) -> tuple[Any, Tensor]:
+        count = len(prompts) * self.rollout_settings.group_size
+        with self.clock.phase("rollout"):
+            time.sleep(self.sample_s / 2 * count)
+        trajectory = SimpleNamespace(latents=torch.zeros(count, 1, 1))
+        return SimpleNamespace(conditioning=range(count), trajectory=trajectory), torch.rand(count, 3, 8, 8)
+
+    def _prepare(self, rollout: Any, update: int) -> dict[str, Tensor]:
+        return {}
+
+    def accumulate_gradients(self, rollout: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        time.sleep(self.sample_s / 2 * len(rollout.conditioning))
+        return {"loss": torch.zeros(())}
 
 
 class Turns(Callback):
@@ -63,7 +95,8 @@ def measure(options: argparse.Namespace, pieces: int) -> tuple[float, float]:
     """Median seconds of an iteration with a reward that answers at once, and with the slow one."""
     reward = SlowBrightness()
     samples = options.prompts * options.group_size
-    policy = GRPOPolicy(
+    kind = GRPOPolicy if options.generator_seconds is None else WaitingPolicy
+    policy = kind(
         model_path=options.model,
         image_size=32,
         rewards={"brightness": ThreadedReward(reward)},
@@ -76,6 +109,8 @@ def measure(options: argparse.Namespace, pieces: int) -> tuple[float, float]:
         ),
         objective=ObjectiveSettings(old_decay=0.0, nft_reference_weight=0.0, micro_batch_size=samples),
     )
+    if isinstance(policy, WaitingPolicy):
+        policy.sample_s = options.generator_seconds / samples
     files = {f"{split}_file": f"demo/prompts/{split}.jsonl" for split in ("train", "validation", "test")}
     turns = Turns(reward, options.reward_seconds / samples)
     trainer = Trainer(
@@ -96,6 +131,7 @@ def measure(options: argparse.Namespace, pieces: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reward-seconds", type=float, default=1.0, help="what the reward takes for an iteration")
+    parser.add_argument("--generator-seconds", type=float, help="let rollout and update wait so long, without a model")
     parser.add_argument("--pieces", type=int, nargs="+", default=[1, 2, 4, 8], help="how an iteration is cut")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=4)
@@ -106,7 +142,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # Lightning's advice on workers and the like
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    print("| pieces | rollout and update | reward | step | step / larger of the two |\n|---|---|---|---|---|")
+    print(
+        "| pieces | rollout and update | reward | step | step / larger of the two |\n|---|---|---|---|---|", flush=True
+    )
     for pieces in options.pieces:
         work, step = measure(options, pieces)
         ratio = step / max(work, options.reward_seconds)
