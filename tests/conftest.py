@@ -67,30 +67,6 @@ def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def edit_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Three small edit files with random source pictures, by the argument names of `EditPairDataModule`."""
-    directory, files, first = tmp_path_factory.mktemp("edits"), {}, 1000
-    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
-        rows = []
-        for i in range(first, first + count):
-            pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(directory / f"{i}.png")
-            rows.append({"id": i, "instruction": TEXTS[i % 3], "category": CATEGORIES[i % 2], "source": f"{i}.png"})
-        path = directory / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        files[f"{split}_file"], first = str(path), first + count
-    return files
-
-
-@pytest.fixture
-def data(prompt_files: dict[str, str]) -> Callable[..., PromptDataModule]:
-    def make(**changes: object) -> PromptDataModule:
-        return PromptDataModule(**prompt_files, **({"prompts_per_step": 2} | changes))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def edit_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three small edit files, by the argument names of `EditPairDataModule`, with the ids of `prompt_files`."""
     directory, files, first = tmp_path_factory.mktemp("edits"), {}, 0
     noise = np.random.default_rng(0)
