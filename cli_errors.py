@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-SUBCOMMANDS = (*LightningCLI.subcommands(), "curate")
+SUBCOMMANDS = (*LightningCLI.subcommands(), "curate", "doctor")
 #: a line that names a type which did not fit, and the value where it is on the same line
 TYPE_TRIED = re.compile(
     r"Expected an? (?!path but)(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$"
