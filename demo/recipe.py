@@ -15,7 +15,9 @@ ASSETS = Path("demo/assets")
 #: the tiny vision-language model that reward models start from
 VLM = Path("demo/vlm")
 #: rooms whose code a training run depends on
-CODE = tuple(Path(room) for room in ("flow", "lightning_modules", "models"))
+CODE = tuple(Path(room) for room in ("curation", "flow", "lightning_modules", "models"))
+#: what makes a teacher train on the curated prompts alone
+FILTER = Path("configs/filter/offline.yaml")
 TASKS = ("t2i", "edit")
 #: what can be run: the text-to-image teacher alone, or the whole recipe
 SELECTIONS = ("t2i", "all")
@@ -88,10 +90,15 @@ def _training(plan: Plan, model: str) -> Stage:
         inputs.append(plan.directory / "edits" / "train.jsonl")
     if model == "student":
         inputs += [plan.model_path("t2i_teacher"), plan.model_path("edit_teacher")]
+    configs = [config]
+    if model == "t2i_teacher" and plan.selection == "all":
+        configs.append(FILTER)
+        inputs += [FILTER, _curation(plan).output]
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=6"] if plan.quick else []
+    stack = [f"--config={config}" for config in configs]
     return Stage(
         name=model,
-        arguments=["train.py", "fit", f"--config={config}", *plan.common, *small, *plan.extra],
+        arguments=["train.py", "fit", *stack, *plan.common, *small, *plan.extra],
         inputs=inputs,
         output=run / "export" / "model_index.json",
         checkpoints=run / "checkpoints",

@@ -126,3 +126,9 @@ def test_the_default_trains_one_teacher_and_tests_two_models(tmp_path):
     assert sys.executable not in stages(plan)[0].command
     with pytest.raises(ValueError, match="'everything'"):
         Plan(directory=tmp_path, selection="everything")
+
+
+def test_the_whole_recipe_trains_on_the_curated_prompts(tmp_path):
+    found = {stage.name: stage for stage in stages(Plan(directory=tmp_path, selection="all"))}
+    assert found["curation"].output in found["t2i_teacher"].inputs
+    assert "--config=configs/filter/offline.yaml" in found["t2i_teacher"].arguments
