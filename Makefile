@@ -6,7 +6,10 @@ SEED ?= 0
 STAGES ?= t2i
 # QUICK=1 runs the same stages in small
 QUICK ?=
+# processes that share the tests
+WORKERS ?= 2
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: demo test test-all lint
 
@@ -19,11 +22,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m demo.run --seed $(SEED) --stages $(STAGES) $(if $(QUICK),--quick) $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # also what takes long: more kills and crashes, launchers, distributed variants, more stacks of configs
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -29,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="how often each kill test of tests/dist is repeated")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, a file's tests stay together for their fixtures' sake, and runs of two ranks do, too."""
+    for item in items:
+        group = "dist" if item.get_closest_marker("dist") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _single_thread() -> None:
     torch.set_num_threads(1)

@@ -15,6 +15,14 @@ class Brightness(Reward):
         return 1 + 4 * samples.images.float().mean(dim=(1, 2, 3))
 
 
+class Dark(Reward):
+    """The opposite of `Brightness`, masked where the prompt asks for hair."""
+
+    def score(self, samples: Samples) -> Tensor:
+        scores = 6 - Brightness().score(samples)
+        return torch.where(torch.tensor(["hair" in p for p in samples.prompts]), torch.nan, scores)
+
+
 class Broken(Reward):
     """A constant; NaN where the prompt asks for it, out of range where that is asked for."""
 

@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from planted import Brightness
+from planted import Brightness, Dark
 
 from callbacks import CategoryWeightCalibration, RewardRangeFilter
 from callbacks.range_filter import RangeGate
@@ -17,17 +17,8 @@ from curation.provenance import prompt_digests
 from curation.sampling import provenance_of
 from curation.scores import CuratedScores
 from lightning_modules.weight_adaptation import AdaptationSettings
-from rewards import Reward, Samples
 
 TABLE = {"portrait": {"bright": 0.25, "dark": 0.75}, "default": {"bright": 0.9, "dark": 0.1}}
-
-
-class Dark(Reward):
-    """The opposite of `Brightness`, masked where the prompt asks for hair."""
-
-    def score(self, samples: Samples) -> torch.Tensor:
-        scores = 6 - Brightness().score(samples)
-        return torch.where(torch.tensor(["hair" in p for p in samples.prompts]), torch.nan, scores)
 
 
 class Record(RewardRangeFilter):
