@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from suggestions import nearest, nearest_path
 
 
 def read_records(
@@ -30,9 +31,7 @@ def read_records(
     """
     path = Path(path)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
-        hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
-        raise ValueError(f"No file '{path}'.{hint}")
+        raise ValueError(f"No file '{path}'.{nearest_path(path)}")
     records, seen = [], {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -59,8 +58,7 @@ def _check(record: Any, fields: dict[str, type], optional: dict[str, type], wher
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object with the keys {', '.join(fields)}, received {record!r:.80}.")
     for key in record.keys() - fields.keys() - optional.keys():
-        near = difflib.get_close_matches(key, [*fields, *optional], 1)
-        raise ValueError(f"{where}: unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+        raise ValueError(f"{where}: unknown key '{key}'.{nearest(key, [*fields, *optional])}")
     for key in fields:
         if key not in record:
             raise ValueError(f"{where}: no '{key}'; expected the keys {', '.join(fields)}.")

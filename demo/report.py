@@ -21,6 +21,7 @@ from evaluation.bench import OVERALL, gain, image_values, prompt_values
 from evaluation.curves import read_tensorboard_curves
 from evaluation.statistics import bootstrap_mean
 from models.images import from_uint8
+from rewards.spec import RewardSpec
 
 TREES = {"t2i": Path("demo/bench/t2i.yaml"), "edit": Path("demo/bench/edit.yaml")}
 #: images whose overall scores are closer than this are a tie, in points of 0..100
@@ -99,6 +100,7 @@ def build_report(
         gains=gains,
         pipeline=[box for box in _PIPELINE if box.name in plan.models],
         claims=claims(tables, trees),
+        reward_model=_reward_model(plan.directory / "reward" / "export") if "reward" in seconds else {},
         curves=[curve for model in plan.models[1:] for curve in _curves(plan.directory / model, model)],
         grids=[grid for task in plan.tasks for grid in _grids(plan, task, tables[task], trees[task])],
         arena=arena,
@@ -158,6 +160,15 @@ def _arena(plan: Plan, tables: Mapping[str, Mapping[str, ScoreTable]], trees: Ma
         ratings[task] = rate(battles, names=plan.models)
         by_category[task] = rate_by_category(battles, names=plan.models)
     return ratings, by_category
+
+
+def _reward_model(export: Path) -> dict[str, dict[str, float]]:
+    """What the last validation found, by dimension; a metric that is not defined is left out."""
+    found = RewardSpec.read(export).validation
+    return {
+        dimension: {name: value for name, value in metrics.items() if value is not None}
+        for dimension, metrics in found.items()
+    }
 
 
 def _curves(directory: Path, model: str) -> list[Curve]:

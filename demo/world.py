@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from demo.render import draw_options, render_options
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS, MAX_LETTERS, allowed
+from suggestions import nearest
 
 __all__ = [
     "CATEGORIES",
@@ -53,8 +53,7 @@ class Scene:
 def check_category(category: str) -> str:
     """Return ``category``, or raise ValueError with the nearest match."""
     if category not in CATEGORIES:
-        near = get_close_matches(str(category), CATEGORIES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(str(category), CATEGORIES)
         raise ValueError(f"Unknown category {category!r}, expected one of {list(CATEGORIES)}.{hint}")
     return category
 
@@ -62,9 +61,7 @@ def check_category(category: str) -> str:
 def check_split(split: str) -> str:
     """Return ``split``, or raise ValueError with the nearest match."""
     if split not in SPLITS:
-        near = get_close_matches(str(split), SPLITS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown split {split!r}, expected one of {list(SPLITS)}.{hint}")
+        raise ValueError(f"Unknown split {split!r}, expected one of {list(SPLITS)}.{nearest(str(split), SPLITS)}")
     return split
 
 

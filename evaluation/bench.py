@@ -8,7 +8,6 @@ Shapes: P prompts, M images a prompt.
 
 from __future__ import annotations
 
-import difflib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from evaluation.statistics import Interval, bootstrap_mean, paired_gain
 from rewards.base import SCORE_MAX, SCORE_MIN
+from suggestions import nearest
 
 OVERALL = "overall"
 #: a score of 1..5 as points of the bench: 0 to 100, as the published tables print them
@@ -135,8 +135,7 @@ def image_values(table: ScoreTable, tree: BenchTree) -> dict[str, NDArray[np.flo
     """
     for name in tree.facets():
         if name not in table.scores:
-            near = difflib.get_close_matches(name, list(table.scores), 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = nearest(name, table.scores)
             raise ValueError(f"The bench names '{name}', which was not scored.{hint} Scored: {sorted(table.scores)}.")
     values: dict[str, NDArray[np.float64]] = {}
     for pillar, levels in tree.pillars.items():

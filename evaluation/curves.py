@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from suggestions import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,9 @@ def read_tensorboard_curves(log_dir: str | Path, tags: Sequence[str] | Mapping[s
     known = events.Tags()["scalars"]
     for tag in titles:
         if tag not in known:
-            close = difflib.get_close_matches(tag, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"No scalar {tag!r} was logged in {log_dir}.{hint} Logged: {sorted(known)}.")
+            raise ValueError(
+                f"No scalar {tag!r} was logged in {log_dir}.{nearest(tag, known)} Logged: {sorted(known)}."
+            )
     return [_curve(events.Scalars(tag), title) for tag, title in titles.items()]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evaluation.hacking import Band, Finding
+from suggestions import nearest
 
 # The honest demo run (160 iterations) changed them by +1 %, +2 %, +10 %, +17 %, -40 % and +31 %, in this order.
 #: relative changes that training may make without an alert
@@ -80,8 +80,7 @@ def bands_with_defaults(given: Mapping[str, Band] | None, members: int) -> dict[
     """
     for name in given or {}:
         if name not in BANDS:
-            near = difflib.get_close_matches(name, BANDS, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = nearest(name, BANDS)
             raise ValueError(f"HackingMonitor bands names '{name}'; the measures are {', '.join(BANDS)}.{hint}")
     bands = BANDS | dict(given or {})
     if members == 1:

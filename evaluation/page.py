@@ -17,6 +17,7 @@ from evaluation.score_sections import (
     arena_charts,
     claims_table,
     gain_chart,
+    reward_table,
     score_tables,
     scrolling,
     signed,
@@ -55,6 +56,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
     yield "gains", f"Gain over {report.models[0]}", gain_chart(report)
     yield "scores", "Scores", score_tables(report)
     yield "arena", "Arena", arena_charts(report)
+    yield "reward", "The reward model", reward_table(report)
     yield "images", "Images, prompt by prompt", comparison_cards(report)
     yield "curves", "Learning curves", _curves(report)
     yield "time", "Time", _seconds(report.seconds)

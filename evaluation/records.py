@@ -5,7 +5,6 @@ Shapes: H height, W width in pixels.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from evaluation.arena import Rating
 from evaluation.curves import Curve
 from evaluation.pipeline_picture import Box
 from evaluation.statistics import Interval
+from suggestions import nearest
 
 TASKS = ("t2i", "edit")
 VERDICTS = ("holds", "fails", "undecided")
@@ -86,6 +86,8 @@ class Report:
         grids: before/after comparisons by category.
         arena: task to model to rating; None where no battles were held.
         arena_categories: task to category to model to rating.
+        reward_model: dimension to what is known of its scores on held-out annotations: `srcc`, `pairwise_accuracy`,
+            `parse_rate`, `count`; empty where no reward model was trained.
         seconds: stage to wall-clock seconds, in the order they ran.
         settings: what was run, JSON-serialisable; nested mappings are shown with dotted keys.
         commands: the exact commands that reproduce the report, in order.
@@ -107,6 +109,7 @@ class Report:
     grids: Sequence[Comparison] = ()
     arena: Mapping[str, Mapping[str, Rating]] | None = None
     arena_categories: Mapping[str, Mapping[str, Mapping[str, Rating]]] = field(default_factory=dict)
+    reward_model: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     commands: Sequence[str] = ()
@@ -152,6 +155,4 @@ class Report:
 def _require_known(names: Iterable[str], known: Sequence[str], what: str, where: str) -> None:
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Unknown {what}: {name!r} is not among {where} {list(known)}.{hint}")
+            raise ValueError(f"Unknown {what}: {name!r} is not among {where} {list(known)}.{nearest(name, known)}")

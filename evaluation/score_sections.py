@@ -95,6 +95,38 @@ def arena_charts(report: Report) -> str:
     return lead + "".join(charts) if charts else ""
 
 
+#: metric of a reward model -> heading and format
+_REWARD_COLUMNS = {
+    "srcc": ("rank correlation", ".3f"),
+    "pairwise_accuracy": ("pairs ordered alike", ".1%"),
+    "parse_rate": ("readable answers", ".1%"),
+    "count": ("images", ".0f"),
+}
+
+
+def reward_table(report: Report) -> str:
+    """How well the reward model agrees with held-out annotations, by dimension; empty where there is none."""
+    if not report.reward_model:
+        return ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("dimension", *dict(_REWARD_COLUMNS.values())))
+    body = "".join(
+        f'<tr><th scope="row">{escape(dimension.replace("_", " "))}</th>{_reward_cells(found)}</tr>'
+        for dimension, found in report.reward_model.items()
+    )
+    lead = (
+        '<p class="lead">A vision-language model that was fine-tuned to score images from 1 to 5, against annotations '
+        "that it has not seen: the rank correlation of its scores, and the share of pairs with different annotations "
+        "that it orders alike.</p>"
+    )
+    return lead + scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "The reward model")
+
+
+def _reward_cells(found: Mapping[str, float]) -> str:
+    return "".join(
+        f"<td>{format(found[name], form) if name in found else '–'}</td>" for name, (_, form) in _REWARD_COLUMNS.items()
+    )
+
+
 def _rating_chart(ratings: Mapping[str, Rating]) -> str:
     rows = [
         Whisker(label=name, mean=rating.elo, low=rating.low, high=rating.high, tone="plain")

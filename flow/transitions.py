@@ -20,7 +20,6 @@ Sources: Flow-GRPO (arXiv 2505.05470, yifan123/flow_grpo), Flow-CPS (IamCreateAI
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from flow.broadcast import as_column, mean_per_row
+from suggestions import nearest
 
 KINDS = ("ode", "flow_sde", "cps", "dance")
 
@@ -193,9 +193,7 @@ def _check(
 def check_kind(kind: str) -> None:
     """Raise a ValueError that names the nearest kind unless `kind` is one of `KINDS`."""
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.3)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"Unknown transition kind '{kind}'.{hint} Kinds: {', '.join(KINDS)}.")
+        raise ValueError(f"Unknown transition kind '{kind}'.{nearest(str(kind), KINDS)} Kinds: {', '.join(KINDS)}.")
 
 
 def _on_host(value: float | Tensor) -> bool:

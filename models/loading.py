@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from models.image_model import ImageModel
 from models.pipeline_model import PipelineModel
 from models.qwen_image import QwenImage
 from models.qwen_image_21 import QwenImage21
+from suggestions import nearest, nearest_path
 
 #: pipeline class named in a directory's model_index.json -> family
 FAMILIES: dict[str, type[PipelineModel]] = {
@@ -52,11 +52,7 @@ def config_directory(path: str | Path) -> Path:
             return Path(index).parent
         if (card := CARDS / str(path)).is_dir():
             return card
-    near = difflib.get_close_matches(
-        directory.name, [p.name for p in directory.parent.glob("*")] if directory.parent.is_dir() else [], 1
-    )
-    known = difflib.get_close_matches(str(path), known_models(), 1)
-    hint = f" Did you mean '{directory.parent / near[0]}'?" if near else f" Did you mean '{known[0]}'?" if known else ""
+    hint = nearest_path(directory) or nearest(str(path), known_models())
     raise ValueError(
         f"No model directory at '{directory}'.{hint} Expected a directory in the diffusers layout, or the hub id of a "
         "model that was downloaded (`hf download ID`)."

@@ -6,7 +6,6 @@ Supported are Qwen3-VL and Qwen2.5-VL; everything else in the project sees them 
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers import (
 
 from models.adapters import adapter_delta
 from models.whole import first_rank, whole_state
+from suggestions import nearest_path
 
 #: `model_type` in config.json -> what people call it
 FAMILIES = {"qwen3_vl": "Qwen3-VL", "qwen2_5_vl": "Qwen2.5-VL"}
@@ -42,9 +42,7 @@ def check_vlm_path(path: str | Path) -> str:
     """
     directory = Path(path)
     if not directory.is_dir():
-        parent = directory.parent
-        near = difflib.get_close_matches(directory.name, [p.name for p in parent.glob("*")] if parent.is_dir() else [])
-        hint = f" Did you mean '{parent / near[0]}'?" if near else ""
+        hint = nearest_path(directory)
         raise ValueError(f"No model directory at '{directory}'.{hint} Expected what `save_pretrained` wrote.")
     config = directory / "config.json"
     if not config.is_file():

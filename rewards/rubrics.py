@@ -6,7 +6,6 @@ and a rubric that differs is refused.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
+
+from suggestions import nearest
 
 RUBRIC_DIRECTORY = Path(__file__).parent / "rubrics"
 Task = Literal["t2i", "edit"]
@@ -87,8 +88,7 @@ class Rubric:
             path = RUBRIC_DIRECTORY / f"{name_or_path}.yaml"
         if not path.is_file():
             known = [p.stem for p in sorted(RUBRIC_DIRECTORY.glob("*.yaml"))]
-            near = difflib.get_close_matches(path.stem, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = nearest(path.stem, known)
             raise ValueError(
                 f"No rubric '{name_or_path}'.{hint} Shipped are {', '.join(known)}; give the path of a .yaml file for "
                 "one of your own."
@@ -115,8 +115,7 @@ class Rubric:
         known = [f.name for f in fields(cls)]
         for key in content:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                raise ValueError(f"{where}: unknown key '{key}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+                raise ValueError(f"{where}: unknown key '{key}'.{nearest(str(key), known)}")
         kinds: dict[str, type | tuple[type, ...]] = {
             "name": str, "version": int, "task": str, "text": str,
             "reasoning_hint": str, "cap_phrase": (str, type(None)), "cap_score": (int, float, type(None)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import logging
 import math
 import secrets
@@ -24,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from rewards.base import Reward
 from rewards.batching import DynamicBatcher, Sample
 from rewards.wire import PROTOCOL, Identity, ScoreRequest, ScoreResponse, decode_images, explain_validation
+from suggestions import nearest
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -124,8 +124,7 @@ class ScoringService:
     async def _score(self, request: Request) -> JSONResponse:
         message = _parse(await _read_body(request, int(self.settings.max_body_mib * 2**20)))
         if message.reward not in self.rewards:
-            near = difflib.get_close_matches(message.reward, list(self.rewards), 1)
-            hint = f" Did you mean '{near[0]}'?" if near else f" It has {', '.join(self.rewards)}."
+            hint = nearest(message.reward, self.rewards) or f" It has {', '.join(self.rewards)}."
             raise HTTPException(404, f"This service has no reward '{message.reward}'.{hint}")
         try:
             samples = await asyncio.to_thread(_decode, message, int(self.settings.max_megapixels * 1e6))

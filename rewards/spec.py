@@ -6,7 +6,6 @@ scores agreed with held-out human ones.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +15,7 @@ from typing import Any
 from rewards.reading import ReadingSettings
 from rewards.readout import DIRECT_TEMPLATE, SCORE_TEMPLATE
 from rewards.rubrics import Rubric
+from suggestions import nearest
 
 SPEC_FILE = "reward.json"
 FORMAT = 1
@@ -115,8 +115,7 @@ class RewardSpec:
             ValueError: a dimension that the model does not know, or a rubric whose hash differs.
         """
         if dimension not in self.rubrics:
-            near = difflib.get_close_matches(dimension, list(self.rubrics), 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = nearest(dimension, self.rubrics)
             raise ValueError(
                 f"The reward model '{path}' was trained for {', '.join(self.rubrics)}, not for '{dimension}'.{hint}"
             )

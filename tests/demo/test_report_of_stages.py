@@ -14,6 +14,8 @@ from demo.recipe import Plan, stages
 from demo.report import TREES, build_report
 from evaluation import BenchTree, write_report
 from evaluation.grids import to_png
+from rewards.reading import ReadingSettings
+from rewards.spec import RewardSpec
 
 CATEGORIES = {"t2i": ("portrait", "plant", "creature", "landscape", "typography"), "edit": ("portrait", "plant")}
 #: planted shift of every score over the base, on the scale 1..5
@@ -65,7 +67,7 @@ def _fabricate_test(directory: Path, task: str, shift: float, facets: list[str],
 def make(plan: Plan):
     fabricate(plan)
     commands = [stage.command for stage in stages(plan)]
-    seconds = {stage.name: 30.0 + 10 * i for i, stage in enumerate(stages(plan))}
+    seconds = {stage.name: 30.0 + 10 * i for i, stage in enumerate(stages(plan)) if stage.name != "reward"}
     return build_report(plan, seconds=seconds, commands=commands, left_out={"reward": "'demo/vlm' is not there"})
 
 
@@ -124,3 +126,19 @@ def test_a_quick_run_says_what_it_cannot_show(tmp_path):
     assert report.models == ["base", "t2i_teacher"]
     assert "cannot show" in report.summary[0]
     assert [box.name for box in report.pipeline] == ["base", "t2i_teacher"]
+
+
+def test_what_the_reward_model_reached_is_in_the_report(tmp_path) -> None:
+    spec = RewardSpec(
+        rubrics={},
+        reading=ReadingSettings(),
+        digit_token_ids=(1, 2, 3, 4, 5),
+        validation={"alignment": {"srcc": 0.75, "plcc": None}},
+        base="demo/vlm",
+    )
+    plan = Plan(directory=tmp_path)
+    fabricate(plan)
+    (tmp_path / "reward" / "export").mkdir(parents=True)
+    spec.write(tmp_path / "reward" / "export")
+    found = [build_report(plan, seconds=seconds, commands=[], left_out={}) for seconds in ({"reward": 1.0}, {})]
+    assert [report.reward_model for report in found] == [{"alignment": {"srcc": 0.75}}, {}]

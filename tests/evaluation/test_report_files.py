@@ -39,6 +39,7 @@ def _report(**changes) -> Report:
         "grids": [Comparison(category="portrait", rows=[row])],
         "arena": {"t2i": {"base": Rating(elo=960.0, low=940.0, high=980.0)}},
         "arena_categories": {"t2i": {"portrait": {"student": Rating(elo=1070.0, low=1040.0, high=1080.0)}}},
+        "reward_model": {"alignment": {"srcc": 0.875, "count": 300.0}},
         "seconds": {"rollout": 61.0, "update": 0.5},
         "settings": {"seed": 0, "model": {"lr": 1e-4, "guidance": [0.6, 1.0]}},
         "commands": ["make demo", "python train.py fit --model.x='<1>' && echo done"],
@@ -94,6 +95,7 @@ def test_json_follows_the_schema(tmp_path):
         "gains": {"t2i": {"portrait": {"mean": -0.1, "low": -0.2, "high": -0.05, "n": 20}, "overall": half}},
         "arena_categories": {"t2i": {"portrait": {"student": {"elo": 1070.0, "low": 1040.0, "high": 1080.0}}}},
         "claims": [{"text": "1 < 2", "found": "0.5", "verdict": "undecided"}],
+        "reward_model": {"alignment": {"srcc": 0.875, "count": 300.0}},
         "commands": ["make demo", "python train.py fit --model.x='<1>' && echo done"],
     }
 
