@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from demo.recipe import GUIDED_BASE
 from evaluation import BenchTree, Claim, Interval, ScoreTable
 from evaluation.bench import OVERALL, gain, prompt_values
 from evaluation.statistics import gain_share, mean_of_gains
@@ -12,6 +13,8 @@ TEACHERS = {"t2i": "t2i_teacher", "edit": "edit_teacher"}
 #: share of each teacher's gain that the student should keep
 KEPT = 0.9
 _WORDS = {"t2i": "text-to-image", "edit": "editing"}
+#: the base as it was trained, and as its users would draw from it
+BASES = {"base": "the base without guidance", GUIDED_BASE: "the guided base"}
 
 Tables = Mapping[str, Mapping[str, ScoreTable]]
 
@@ -30,6 +33,9 @@ def claims(tables: Tables, trees: Mapping[str, BenchTree]) -> list[Claim]:
             change = gain(models["base"], models[teacher], trees[task])
             found.append(_above(f"The {_WORDS[task]} teacher is better than the base.", change, 0.0, "points"))
     if all("student" in models for models in tables.values()):
+        found += [
+            _beats(tables[task], trees[task], task, base) for task in tables for base in BASES if base in tables[task]
+        ]
         found += [_kept(tables[task], trees[task], task) for task in tables]
         if all("mix_rl" in models for models in tables.values()):
             values = {
@@ -39,6 +45,11 @@ def claims(tables: Tables, trees: Mapping[str, BenchTree]) -> list[Claim]:
             change = mean_of_gains([found["student"] - found["mix_rl"] for found in values.values()])
             found.append(_above("The student beats Mix-RL on the mean of both tasks.", change, 0.0, "points"))
     return found
+
+
+def _beats(models: Mapping[str, ScoreTable], tree: BenchTree, task: str, base: str) -> Claim:
+    text = f"The student, without guidance, is better at {_WORDS[task]} than {BASES[base]}."
+    return _above(text, gain(models[base], models["student"], tree), 0.0, "points")
 
 
 def _kept(models: Mapping[str, ScoreTable], tree: BenchTree, task: str) -> Claim:

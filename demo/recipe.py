@@ -21,6 +21,9 @@ FILTER = Path("configs/filter/offline.yaml")
 TASKS = ("t2i", "edit")
 #: what can be run: the text-to-image teacher alone, or the whole recipe
 SELECTIONS = ("t2i", "all")
+#: the base as its users would draw from it: what the student, which needs no guidance, should beat as well
+GUIDED_BASE = "base_guided"
+GUIDED = ("--model.rollout.guidance.scale=2.5", "--model.rollout.cfg=rollout_only")
 #: models that are trained from the base, in the order of the pipeline
 TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
 _TEST_CONFIGS = {
@@ -58,8 +61,13 @@ class Plan:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Models that are tested, the base first."""
+        """Models that the report compares, the base first."""
         return ("base", *TRAINED) if self.selection == "all" else ("base", TRAINED[0])
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """Models that are tested; the guided base serves the report's claims alone."""
+        return (*self.models, GUIDED_BASE) if self.selection == "all" else self.models
 
     @property
     def common(self) -> list[str]:
@@ -68,7 +76,7 @@ class Plan:
 
     def model_path(self, model: str) -> Path:
         """Where a model's weights are."""
-        return BASE if model == "base" else self.directory / model / "export"
+        return BASE if model in ("base", GUIDED_BASE) else self.directory / model / "export"
 
     def test_directory(self, model: str, task: str) -> Path:
         """Where a model's scores and images of a task are."""
@@ -80,7 +88,7 @@ def stages(plan: Plan) -> list[Stage]:
     everything = plan.selection == "all"
     made = [*_reward_stages(plan), _curation(plan), _edits(plan)] if everything else []
     made += [_training(plan, model) for model in plan.models if model != "base"]
-    return made + [_test(plan, model, task) for task in plan.tasks for model in plan.models]
+    return made + [_test(plan, model, task) for task in plan.tasks for model in plan.tested]
 
 
 def _training(plan: Plan, model: str) -> Stage:
@@ -108,6 +116,10 @@ def _training(plan: Plan, model: str) -> Stage:
 def _test(plan: Plan, model: str, task: str) -> Stage:
     configs, run = _TEST_CONFIGS[task], plan.test_directory(model, task)
     small = ["--data.max_test=60", "--model.test_members=2"] if plan.quick else []
+    if plan.selection == "all" and not plan.quick and task == "t2i":
+        small = ["--data.max_test=500"]  # of 1,000: six models are tested, not two
+    if model == GUIDED_BASE:
+        small += GUIDED
     stack = [f"--config={config}" for config in configs]
     where = [f"--run.name={run.name}", f"--model.model_path={plan.model_path(model)}"]
     data = [plan.directory / "edits" / "test.jsonl"] if task == "edit" else [PROMPTS]

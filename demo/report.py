@@ -77,10 +77,9 @@ def build_report(
         left_out: stages that could not run, with the reason.
     """
     trees = {task: BenchTree.load(TREES[task]) for task in plan.tasks}
-    tables = {
-        task: {m: ScoreTable.load(plan.test_directory(m, task) / "test_scores.jsonl") for m in plan.models}
-        for task in plan.tasks
-    }
+    scores = {task: {m: _scores(plan, m, task) for m in plan.tested} for task in plan.tasks}
+    # The claims look at the guided base, too; it is no model of its own, and stands in no other table.
+    tables = {task: {m: found[m] for m in plan.models} for task, found in scores.items()}
     tested = {task: bench(tables[task], trees[task]) for task in plan.tasks}
     pillars = {task: (*trees[task].pillars, OVERALL) for task in plan.tasks}
     gains = {task: _gains(tables[task], plan.models, trees[task]) for task in plan.tasks}
@@ -99,7 +98,7 @@ def build_report(
         categories={task: _categories(tables[task], trees[task]) for task in plan.tasks},
         gains=gains,
         pipeline=[box for box in _PIPELINE if box.name in plan.models],
-        claims=claims(tables, trees),
+        claims=claims(scores, trees),
         reward_model=_reward_model(plan.directory / "reward" / "export") if "reward" in seconds else {},
         curves=[curve for model in plan.models[1:] for curve in _curves(plan.directory / model, model)],
         grids=[grid for task in plan.tasks for grid in _grids(plan, task, tables[task], trees[task])],
@@ -112,6 +111,10 @@ def build_report(
         score_name="judge's overall score",
         score_format=".1f",
     )
+
+
+def _scores(plan: Plan, model: str, task: str) -> ScoreTable:
+    return ScoreTable.load(plan.test_directory(model, task) / "test_scores.jsonl")
 
 
 def _summary(plan: Plan, gains: Mapping[str, Mapping[str, Interval]]) -> list[str]:

@@ -29,9 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="how often each kill test of tests/dist is repeated")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With several workers, a file's tests stay together for their fixtures' sake, and runs of two ranks do, too."""
+    kills = config.getoption("--kills")
     for item in items:
+        if kills > 1:
+            item.add_marker(pytest.mark.timeout(kills * float(config.getini("timeout"))))
         group = "dist" if item.get_closest_marker("dist") else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
 

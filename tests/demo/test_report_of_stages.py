@@ -20,8 +20,8 @@ from rewards.spec import RewardSpec
 CATEGORIES = {"t2i": ("portrait", "plant", "creature", "landscape", "typography"), "edit": ("portrait", "plant")}
 #: planted shift of every score over the base, on the scale 1..5
 SHIFTS = {
-    "t2i": {"base": 0.0, "t2i_teacher": 0.4, "edit_teacher": 0.0, "mix_rl": 0.2, "student": 0.4},
-    "edit": {"base": 0.0, "t2i_teacher": -0.1, "edit_teacher": 0.4, "mix_rl": 0.2, "student": 0.2},
+    "t2i": {"base": 0.0, "base_guided": 0.2, "t2i_teacher": 0.4, "edit_teacher": 0.0, "mix_rl": 0.2, "student": 0.4},
+    "edit": {"base": 0.0, "base_guided": 0.3, "t2i_teacher": -0.1, "edit_teacher": 0.4, "mix_rl": 0.2, "student": 0.2},
 }
 
 
@@ -37,7 +37,7 @@ def fabricate(plan: Plan, prompts: int = 60) -> None:
     (edits / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     for task in plan.tasks:
         facets = BenchTree.load(TREES[task]).facets()
-        for model in plan.models:
+        for model in plan.tested:
             _fabricate_test(plan.test_directory(model, task), task, SHIFTS[task][model], facets, prompts)
     for model in plan.models[1:]:
         with SummaryWriter(str(plan.directory / model)) as writer:
@@ -91,6 +91,10 @@ def test_claims_say_what_was_planted(report):
         "The editing teacher is better than the base.": "holds",
         "The student has at least 90% of the text-to-image teacher's gain.": "holds",
         "The student has at least 90% of the editing teacher's gain.": "fails",
+        "The student, without guidance, is better at text-to-image than the base without guidance.": "holds",
+        "The student, without guidance, is better at text-to-image than the guided base.": "holds",
+        "The student, without guidance, is better at editing than the base without guidance.": "holds",
+        "The student, without guidance, is better at editing than the guided base.": "fails",
         "The student beats Mix-RL on the mean of both tasks.": "holds",
     }
 
