@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datamodules.jsonl import read_records
+from datamodules.pictures import open_picture
 
 _FIELDS: dict[str, type] = {
     "id": object, "image": str, "prompt": str, "dimension": str, "score": float, "reasoning": str,
@@ -91,12 +91,8 @@ class AnnotationBatch:
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture as uint8 (3, H, W); transparent parts are shown on white."""
-    with Image.open(path) as picture:
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            layer = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """A picture as uint8 (3, H, W); see `open_picture`."""
+    return torch.from_numpy(np.array(open_picture(path))).permute(2, 0, 1).contiguous()
 
 
 def missing_image(record: dict, directory: Path, keys: Sequence[str]) -> str | None:

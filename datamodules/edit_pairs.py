@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from typing_extensions import override
 
 from datamodules.batches import Prompts, PromptTable
 from datamodules.jsonl import read_records
+from datamodules.pictures import open_picture
 from datamodules.prompts import PromptDataModule
 from models.images import from_uint8
 
@@ -67,11 +68,7 @@ def read_image(path: Path, size: int) -> torch.Tensor:
     Raises:
         ValueError: a file that is no image, or one that is not square: scaling would distort it.
     """
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"Cannot read the image '{path}': {error}.") from None
+    picture = open_picture(path)
     width, height = picture.size
     if max(width / height, height / width) > ASPECT_TOLERANCE:
         raise ValueError(

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from datamodules import AnnotationDataModule, PreferenceDataModule
-from datamodules.annotation_files import Annotation, read_annotations, read_image
+from datamodules.annotation_files import Annotation, read_annotations
 from datamodules.annotations import AnnotationStream, FixedAnnotations
 from datamodules.preferences import PairSource, PreferenceStream, read_preferences
 
@@ -45,11 +44,6 @@ def test_fields_are_read_and_paths_are_relative_to_the_file(directory) -> None:
     loaded = edit.load()
     assert loaded.image.shape == loaded.source.shape == (3, 4, 4)
     assert (int(loaded.image[0, 0, 0]), int(loaded.source[0, 0, 0])) == (0, 128)
-
-
-def test_transparent_picture_is_shown_on_white(tmp_path) -> None:
-    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert torch.equal(read_image(tmp_path / "clear.png"), torch.full((3, 2, 2), 255, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
