@@ -144,9 +144,10 @@ def _edits(plan: Plan) -> Stage:
 
 def _curation(plan: Plan) -> Stage:
     configs = (CONFIGS / "t2i_teacher.yaml", CONFIGS / "curate.yaml")
+    small = ["--curation.members=2"] if plan.quick else []
     return Stage(
         name="curation",
-        arguments=["train.py", "curate", *[f"--config={config}" for config in configs], *plan.common],
+        arguments=["train.py", "curate", *[f"--config={config}" for config in configs], *plan.common, *small],
         inputs=[*configs, BASE, PROMPTS, ASSETS, *CODE],
         output=plan.directory / "curation" / "t2i.safetensors",
     )
