@@ -304,7 +304,7 @@ def whole_run() -> dict:
     return {}
 
 
-@pytest.mark.parametrize("killed_in", [2, 3, 5])
+@pytest.mark.parametrize("killed_in", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 5))])
 def test_a_run_killed_in_an_iteration_resumes_bit_for_bit(
     policy, data, edits, tmp_path, whole_run, killed_in: int
 ) -> None:

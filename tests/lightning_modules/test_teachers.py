@@ -117,7 +117,7 @@ class Routed(Prompts):
         return self.route
 
 
-@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_of_four_teachers_is_that_of_one(student, moved, tiny_path, t2i_teacher, adapters, adapter) -> None:
     """Peak of all tensors of whole iterations, but for the weights that wait on the CPU side of the offload."""
 
