@@ -18,6 +18,7 @@ from torch import Tensor
 from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
 from models.plain import whole_components
+from models.sharding import ShardUnit, text_encoder_units
 from models.whole import first_rank
 
 #: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
@@ -49,6 +50,10 @@ class PipelineModel(ImageModel):
     def pipeline(self) -> DiffusionPipeline:
         """Diffusers' own pipeline over the same modules, ready to call."""
         return self._pipeline
+
+    def shard_units(self) -> tuple[ShardUnit, ...]:
+        """See `ImageModel.shard_units`: transformer and text encoder."""
+        return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
     @property
     def device(self) -> torch.device:

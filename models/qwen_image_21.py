@@ -27,7 +27,6 @@ from models.images import to_rgba, to_uint8
 from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
-from models.sharding import ShardUnit, text_encoder_units
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
 TOKENS_A_SLOT = 4
@@ -64,10 +63,6 @@ class QwenImage21(PipelineModel):
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""
         return math.prod(self.grid((height, width))), self.vae.config.z_dim
-
-    def shard_units(self) -> tuple[ShardUnit, ...]:
-        """See `ImageModel.shard_units`: transformer and text encoder."""
-        return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
     # ----------------------------------------------------------------- conditioning
 
