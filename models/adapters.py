@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from models.stored import standing_in
 from models.whole import is_sharded, whole_state
 
 #: name that peft gives the adapter of `add_lora`
@@ -33,7 +34,10 @@ def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, 
         targets: names of the linear layers to adapt.
     """
     transformer.requires_grad_(False)
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
+    with standing_in(transformer):
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+        )
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
@@ -92,9 +96,10 @@ def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) ->
     """
     trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
     before = next((m.active_adapters for m in transformer.modules() if isinstance(m, BaseTunerLayer)), [])
-    transformer.load_lora_adapter(
-        str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
-    )
+    with standing_in(transformer):
+        transformer.load_lora_adapter(
+            str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
+        )
     use_adapter(transformer, before[0] if before else None)
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) in trainable)

@@ -22,7 +22,7 @@ import torch
 from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.image_model import Conditioning
@@ -192,6 +192,6 @@ class QwenImage(PipelineModel):
     # ----------------------------------------------------------------- loading
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> DiffusionPipeline:
         """See `PipelineModel.load_pipeline`: model_index.json says which of the three it is."""
-        return DiffusionPipeline.from_pretrained(str(path), dtype=dtype)
+        return DiffusionPipeline.from_pretrained(str(path), dtype=dtype, **parts)

@@ -19,7 +19,7 @@ import torch
 from diffusers import QwenImage21Pipeline
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.image_model import Conditioning
@@ -232,6 +232,6 @@ class QwenImage21(PipelineModel):
         return output.float()
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> QwenImage21Pipeline:
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> QwenImage21Pipeline:
         """See `PipelineModel.load_pipeline`."""
-        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype)
+        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype, **parts)
