@@ -24,18 +24,10 @@ from models.qwen_image import QwenImage
 TEXT_ONLY = "QwenImagePipeline"
 
 
-def problems(setup: Setup, parts: Components | None) -> list[str]:
-    """Everything that is wrong, in sentences; empty where nothing is.
-
-    Args:
-        setup: the run.
-        parts: its model on the meta device; None for stages that have no generator.
-    """
+def problems(setup: Setup) -> list[str]:
+    """Everything that is wrong, in sentences; empty where nothing is. Nothing is built to find it out."""
     checks = CHECKS if setup.stage == "fit" else [check for check in CHECKS if check not in OF_TRAINING]
-    found = [message for check in checks for message in check(setup)]
-    if parts is not None and setup.stage == "fit":
-        found += _disk(setup, parts)
-    return found
+    return [message for check in checks for message in check(setup)]
 
 
 def _parts(setup: Setup) -> list[tuple[str, Any]]:
@@ -218,9 +210,10 @@ def _full_copies(setup: Setup) -> Iterator[str]:
         )
 
 
-def _disk(setup: Setup, parts: Components) -> Iterator[str]:
+def problems_of_disk(setup: Setup, parts: Components) -> list[str]:
+    """What is wrong with the disk, once the model is built on the meta device."""
     if not setup.checkpoints:
-        return
+        return []
     trains = trained(parts.transformer)
     size = 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
     size += 4 * count(trains) * setup.ema
@@ -229,12 +222,13 @@ def _disk(setup: Setup, parts: Components) -> Iterator[str]:
     needed = size * (max(1, keep) + 1)
     directory = Path(setup.checkpoints[0].dirpath or setup.run_directory)
     free = shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
-    if needed > free:
-        yield (
-            f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, one more while the newest is "
-            f"written), and '{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or "
-            "ModelCheckpoint.save_top_k lower."
-        )
+    if needed <= free:
+        return []
+    return [
+        f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, one more while the newest is written), and "
+        f"'{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or ModelCheckpoint.save_top_k "
+        "lower."
+    ]
 
 
 CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (

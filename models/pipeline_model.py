@@ -9,10 +9,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from flow.schedule import sigma_schedule
@@ -21,6 +20,9 @@ from models.plain import whole_components
 from models.sharding import ShardUnit, text_encoder_units
 from models.stored import StoredComponent, StoredParts, empty_component, local_directory
 from models.whole import first_rank
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 #: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
 VAE_PIXELS = 4 * 1024 * 1024

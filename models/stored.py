@@ -15,11 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 #: what diffusers and transformers call the file of a component, or the index of several
@@ -71,7 +68,7 @@ class StoredComponent(WeightReader):
     @override
     def missing(self, names: Iterable[str]) -> list[str]:
         wanted = list(names)
-        if self._loaded is None and issubclass(self._kind, PreTrainedModel) and not self._files.keys() >= set(wanted):
+        if self._loaded is None and _is_of_transformers(self._kind) and not self._files.keys() >= set(wanted):
             self._loaded = self._kind.from_pretrained(str(self._directory), dtype="auto").state_dict()
         return [name for name in wanted if name not in (self._files if self._loaded is None else self._loaded)]
 
@@ -142,7 +139,11 @@ def standing_in(model: nn.Module) -> Iterator[None]:
 
 def local_directory(path: str | Path) -> Path:
     """The directory of a model in the diffusers layout; a hub id is downloaded unless it was."""
-    return Path(path) if Path(path).is_dir() else Path(DiffusionPipeline.download(str(path)))
+    if Path(path).is_dir():
+        return Path(path)
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(str(path)))
 
 
 def component_class(directory: Path, component: str) -> type[nn.Module]:
@@ -158,14 +159,22 @@ def empty_component(directory: Path, component: str, dtype: torch.dtype) -> nn.M
 
 def empty_model(kind: type[nn.Module], directory: str | Path, dtype: torch.dtype) -> nn.Module:
     """A model of diffusers or transformers by the config in its directory; see `empty_component`."""
+    from accelerate import init_empty_weights
+
     with init_empty_weights(include_buffers=False):
-        if issubclass(kind, PreTrainedModel):
+        if _is_of_transformers(kind):
             model = kind._from_config(kind.config_class.from_pretrained(str(directory)), dtype=dtype)
         else:
             model = kind.from_config(kind.load_config(str(directory))).to(dtype)
-    if isinstance(model, PreTrainedModel):
+    if _is_of_transformers(kind):
         model.tie_weights()  # each parameter became another object as it was emptied
     return model.eval()
+
+
+def _is_of_transformers(kind: type[nn.Module]) -> bool:
+    from transformers import PreTrainedModel
+
+    return issubclass(kind, PreTrainedModel)
 
 
 def _file_by_name(directory: Path) -> dict[str, Path]:

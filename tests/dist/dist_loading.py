@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
 from models.memory import save_memory
-from models.sharding import vlm_unit
+from models.sharding import ShardUnit, vlm_unit
+from models.stored import WeightReader
 from models.vision_language import load_empty_vlm, load_vlm
 from strategies.loading import fill, in_units
 from strategies.sharding import Layout, shard
@@ -49,16 +51,24 @@ def _prepared(path: str, *, adapter: bool, empty: bool) -> ImageModel:
 
 
 def _generator(path: str, layout: Layout, *, adapter: bool) -> dict[str, Any]:
-    with PeakMemory() as memory:
-        model = _prepared(path, adapter=adapter, empty=True)
-        units = model.shard_units()
-        shard(model, units, layout)
-        fill(in_units(model, units), model.stored)
+    model = _prepared(path, adapter=adapter, empty=True)
+    units = model.shard_units()
+    peak = _load(model, units, layout, model.stored)
     whole = _prepared(path, adapter=adapter, empty=False)
-    found = _compared(model, whole, units) | {"peak": memory.peak, "outside": _bytes(whole.vae)}
+    found = _compared(model, whole, units) | {"peak": peak}
     with torch.no_grad():
         outputs = [_outputs(m) for m in (model, whole)]
     return found | {"same outputs": all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))}
+
+
+def _load(model: nn.Module, units: Sequence[ShardUnit], layout: Layout, reader: WeightReader) -> int:
+    """Shard and fill; the most bytes that parameters and what is on its way to them held."""
+    inside = [p for unit in units for p in unit.root.parameters()]
+    there = sum(p.numel() * p.element_size() for p in inside if not p.is_meta)  # adapters alone
+    with PeakMemory() as memory:
+        shard(model, units, layout)
+        fill(in_units(model, units), reader)
+    return there + memory.peak
 
 
 def _outputs(model: ImageModel) -> list[Tensor]:
@@ -68,13 +78,11 @@ def _outputs(model: ImageModel) -> list[Tensor]:
 
 
 def _reward_model(path: str, layout: Layout) -> dict[str, Any]:
-    with PeakMemory() as memory:
-        model, _, reader = load_empty_vlm(path)
-        units = (vlm_unit(model),)
-        shard(model, units, layout)
-        fill(in_units(model, units), reader)
+    model, _, reader = load_empty_vlm(path)
+    units = (vlm_unit(model),)
+    peak = _load(model, units, layout, reader)
     whole, _ = load_vlm(path)
-    return _compared(model, whole, units) | {"peak": memory.peak, "outside": 0, "same outputs": True}
+    return _compared(model, whole, units) | {"peak": peak, "same outputs": True}
 
 
 def _compared(model: nn.Module, whole: nn.Module, units: tuple) -> dict[str, Any]:
@@ -83,6 +91,7 @@ def _compared(model: nn.Module, whole: nn.Module, units: tuple) -> dict[str, Any
     differing = [n for n, t in expected.items() if n not in found or not _equal(found[n], t)]
     inside = {id(p): p for unit in units for p in unit.root.parameters()}.values()
     return {
+        "outside": 0,
         "differing": differing + sorted(found.keys() - expected.keys()),
         "buffers": len(dict(whole.named_buffers())),
         "requires": [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in whole.parameters()],
@@ -94,10 +103,6 @@ def _compared(model: nn.Module, whole: nn.Module, units: tuple) -> dict[str, Any
 
 def _equal(found: Tensor, expected: Tensor) -> bool:
     return found.dtype == expected.dtype and torch.equal(full(found.detach()), expected.detach())
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
 def _refused(path: str, layout: Layout) -> str:

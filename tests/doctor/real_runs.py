@@ -49,7 +49,7 @@ def toy_overlay(directory: Path, config: str, model_path: str, *, reward: str = 
     if "distillation" in given:
         model |= {"distillation": {"num_steps": 3, "micro_batch_size": 4}} | toy_teachers(model_path)
     else:
-        model["rollout"] = {"group_size": 2, "num_steps": 10, "allow_coarse_guidance": True}
+        model["rollout"] = {"group_size": 2, "num_steps": 8, "allow_coarse_guidance": True}
     parts = real["data"]["init_args"]
     if "t2i" in parts:
         kinds = {task: {"class_path": parts[task]["class_path"]} for task in ("t2i", "edit")}
@@ -67,7 +67,7 @@ def toy_overlay(directory: Path, config: str, model_path: str, *, reward: str = 
 
 def toy_teachers(path: str) -> dict[str, dict]:
     """Both teachers at one place."""
-    return {"teachers": {task: {"path": path, "guidance": {"scale": 2.0}} for task in ("t2i", "edit")}}
+    return {"teachers": {task: {"path": path, "adapter": None, "guidance": {"scale": 2.0}} for task in ("t2i", "edit")}}
 
 
 def written(path: Path, content: dict) -> str:

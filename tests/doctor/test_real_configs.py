@@ -134,8 +134,11 @@ def test_fit_keeps_the_work_and_proposes_what_fits(tmp_path, capsys) -> None:
     assert micro * added == 32 * 16 * 3 // 8
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("config", [*CONFIGS, MIX, DISTILL])
+ONE_STEP = [(config, adapter) for config in CONFIGS for adapter in (False, True)] + [(MIX, False), (DISTILL, False)]
+ONE_STEP += [pytest.param(config, True, marks=pytest.mark.slow) for config in (MIX, DISTILL)]
+
+
+@pytest.mark.parametrize(("config", "adapter"), ONE_STEP)
 def test_one_step_on_a_toy_of_the_family(config, adapter, tmp_path, tiny_path, v1_paths) -> None:
     stack = [f"--config={config}"] + [f"--config={adapter_of(config)}"] * adapter
     if config in (MIX, DISTILL):
