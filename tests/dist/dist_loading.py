@@ -91,7 +91,6 @@ def _compared(model: nn.Module, whole: nn.Module, units: tuple) -> dict[str, Any
     differing = [n for n, t in expected.items() if n not in found or not _equal(found[n], t)]
     inside = {id(p): p for unit in units for p in unit.root.parameters()}.values()
     return {
-        "outside": 0,
         "differing": differing + sorted(found.keys() - expected.keys()),
         "buffers": len(dict(whole.named_buffers())),
         "requires": [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in whole.parameters()],
