@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
 from evaluation.agreement import Reliability, reliability
 from evaluation.grids import image_grid
+
+if TYPE_CHECKING:  # every run imports the callbacks, and few draw a figure
+    from matplotlib.figure import Figure
 
 Row = tuple[Tensor, str]
 
@@ -91,6 +92,9 @@ def _cell(text: str) -> str:
 
 
 def _figure(dimension: str, curve: Reliability) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datamodules.batches import PromptTable
 from lightning_modules.settings import RolloutSettings
+from models.loading import config_directory
 from rewards import Reward
 from rewards.fingerprints import digest, digest_directory
 
@@ -50,7 +51,7 @@ class Provenance:
     ) -> Provenance:
         """Read the files and hash them; takes as long as reading the model does."""
         return cls(
-            model=digest_directory(model_path),
+            model=digest_directory(config_directory(model_path)),
             rewards={name: reward.fingerprint() for name, reward in rewards.items()},
             # as a file would give them back, so that both compare
             rollout=json.loads(json.dumps({"image_size": image_size} | _image_settings(rollout), default=str)),

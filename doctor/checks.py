@@ -9,12 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from callbacks import RewardRangeFilter
 from doctor.setup import Setup
 from doctor.weights import Components, count, optimizer_bytes, trained
-from doctor.workload import edits
+from doctor.workload import edits, tasks
 from models.loading import FAMILIES, check_model_path
 from models.qwen_image import QwenImage
 
@@ -22,37 +24,38 @@ from models.qwen_image import QwenImage
 TEXT_ONLY = "QwenImagePipeline"
 
 
-def problems(setup: Setup, parts: Components | None) -> list[str]:
-    """Everything that is wrong, in sentences; empty where nothing is.
-
-    Args:
-        setup: the run.
-        parts: its model on the meta device; None for stages that have no generator.
-    """
+def problems(setup: Setup) -> list[str]:
+    """Everything that is wrong, in sentences; empty where nothing is. Nothing is built to find it out."""
     checks = CHECKS if setup.stage == "fit" else [check for check in CHECKS if check not in OF_TRAINING]
-    found = [message for check in checks for message in check(setup)]
-    if parts is not None and setup.stage == "fit":
-        found += _disk(setup, parts)
-    return found
+    return [message for check in checks for message in check(setup)]
+
+
+def _parts(setup: Setup) -> list[tuple[str, Any]]:
+    """The datamodule of each task, with the name of its settings."""
+    parts = tasks(setup.data)
+    return [("data" if len(parts) == 1 else f"data.{task}", part) for task, part in parts.items()]
 
 
 def _ranks_share_prompts(setup: Setup) -> Iterator[str]:
-    prompts = getattr(setup.data, "prompts_per_step", None)
-    if prompts is not None and prompts % setup.ranks:
-        near = max(1, round(prompts / setup.ranks)) * setup.ranks
-        yield (
-            f"data.prompts_per_step is {prompts}, which {setup.ranks} ranks cannot share evenly. Set it to {near}, or "
-            "change trainer.devices and trainer.num_nodes."
-        )
+    for where, part in _parts(setup):
+        prompts = part.prompts_per_step
+        if prompts % setup.ranks:
+            near = max(1, round(prompts / setup.ranks)) * setup.ranks
+            yield (
+                f"{where}.prompts_per_step is {prompts}, which {setup.ranks} ranks cannot share evenly. Set it to "
+                f"{near}, or change trainer.devices and trainer.num_nodes."
+            )
 
 
 def _sizes_agree(setup: Setup) -> Iterator[str]:
-    ours, theirs = getattr(setup.model, "image_size", None), getattr(setup.data, "image_size", None)
-    if ours is not None and theirs is not None and ours != theirs:
-        yield (
-            f"model.image_size is {ours} and data.image_size {theirs}: source images would have another size than "
-            "those made of them. Set both alike."
-        )
+    ours = getattr(setup.model, "image_size", None)
+    for where, part in _parts(setup):
+        theirs = getattr(part, "image_size", None)
+        if ours is not None and theirs is not None and ours != theirs:
+            yield (
+                f"model.image_size is {ours} and {where}.image_size {theirs}: source images would have another size "
+                "than those made of them. Set both alike."
+            )
 
 
 def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
@@ -60,7 +63,13 @@ def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
     if path is None or not hasattr(setup.model, "image_size") or setup.data is None:
         return
     pipeline = check_model_path(path)
-    if FAMILIES[pipeline] is QwenImage and edits(setup.data) == (pipeline == TEXT_ONLY):
+    if FAMILIES[pipeline] is QwenImage and len(tasks(setup.data)) > 1:
+        yield (
+            f"model.model_path '{path}' is a {pipeline}, which knows one task, but the data are for "
+            f"{' and '.join(tasks(setup.data))}: set model.model_path to Qwen/Qwen-Image-2.1, or use the datamodule of "
+            "one task."
+        )
+    elif FAMILIES[pipeline] is QwenImage and edits(setup.data) == (pipeline == TEXT_ONLY):
         task, wanted = ("editing", "Edit-2509") if edits(setup.data) else ("text-to-image", "")
         wanted = "-".join(filter(None, ("Qwen/Qwen-Image", wanted)))
         yield (
@@ -85,15 +94,43 @@ def _rewards_fit_task(setup: Setup) -> Iterator[str]:
 
 def _guidance_fits_family(setup: Setup) -> Iterator[str]:
     rollout, path = getattr(setup.model, "rollout_settings", None), getattr(setup.model, "model_path", None)
-    if rollout is None or rollout.guidance.scale == 1:
-        return
-    rescales = FAMILIES[check_model_path(path)] is QwenImage
-    if rescales != rollout.guidance.rescale:
-        yield (
-            f"model.rollout.guidance.rescale is {str(rollout.guidance.rescale).lower()}, but diffusers "
-            f"{'rescales' if rescales else 'does not rescale'} the guidance of '{path}': what is trained would not be "
-            f"what is sampled later. Set it to {str(rescales).lower()}."
-        )
+    guided = {} if rollout is None else {"model.rollout": rollout.guidance}
+    guided |= {f"model.teachers.{t}": teacher.guidance for t, teacher in getattr(setup.model, "teachers", {}).items()}
+    for where, guidance in guided.items():
+        rescales = FAMILIES[check_model_path(path)] is QwenImage
+        if guidance.scale != 1 and rescales != guidance.rescale:
+            yield (
+                f"{where}.guidance.rescale is {str(guidance.rescale).lower()}, but diffusers "
+                f"{'rescales' if rescales else 'does not rescale'} the guidance of '{path}': what is trained would not "
+                f"be what is sampled later. Set it to {str(rescales).lower()}."
+            )
+
+
+def _teachers_are_there(setup: Setup) -> Iterator[str]:
+    for task, teacher in getattr(setup.model, "teachers", {}).items():
+        where = f"model.teachers.{task}"
+        if teacher.path is not None:
+            try:
+                check_model_path(teacher.path)
+            except ValueError as error:
+                yield f"{where}: {error} Train that teacher first; callbacks.ExportModel writes it."
+        if teacher.adapter is not None and not Path(teacher.adapter).is_dir():
+            yield (
+                f"{where}: no adapter at '{teacher.adapter}'. Train that teacher first; callbacks.ExportAdapter writes "
+                "it."
+            )
+
+
+def _curated_scores_are_there(setup: Setup) -> Iterator[str]:
+    for callback in setup.callbacks:
+        if isinstance(callback, RewardRangeFilter) and not callback.sample_missing:
+            scores = callback.scores
+            for path in scores.values() if isinstance(scores, dict) else filter(None, [scores]):
+                if not Path(path).is_file():
+                    yield (
+                        f"RewardRangeFilter: no curated scores at '{path}'. Run train.py curate with the same config "
+                        "first, or leave the filter out."
+                    )
 
 
 def _manual_optimization(setup: Setup) -> Iterator[str]:
@@ -173,9 +210,10 @@ def _full_copies(setup: Setup) -> Iterator[str]:
         )
 
 
-def _disk(setup: Setup, parts: Components) -> Iterator[str]:
+def problems_of_disk(setup: Setup, parts: Components) -> list[str]:
+    """What is wrong with the disk, once the model is built on the meta device."""
     if not setup.checkpoints:
-        return
+        return []
     trains = trained(parts.transformer)
     size = 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
     size += 4 * count(trains) * setup.ema
@@ -184,12 +222,13 @@ def _disk(setup: Setup, parts: Components) -> Iterator[str]:
     needed = size * (max(1, keep) + 1)
     directory = Path(setup.checkpoints[0].dirpath or setup.run_directory)
     free = shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
-    if needed > free:
-        yield (
-            f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, one more while the newest is "
-            f"written), and '{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or "
-            "ModelCheckpoint.save_top_k lower."
-        )
+    if needed <= free:
+        return []
+    return [
+        f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, one more while the newest is written), and "
+        f"'{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or ModelCheckpoint.save_top_k "
+        "lower."
+    ]
 
 
 CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (
@@ -204,10 +243,14 @@ CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (
     _precision,
     _quantised_optimizer,
     _full_copies,
+    _teachers_are_there,
+    _curated_scores_are_there,
 )
 #: those that have nothing to say of a run that only samples
 OF_TRAINING = (
     _ranks_share_prompts,
+    _teachers_are_there,
+    _curated_scores_are_there,
     _manual_optimization,
     _whole_iterations,
     _can_resume,

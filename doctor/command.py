@@ -11,7 +11,7 @@ from typing import Any
 
 from cli_errors import SettingError
 from doctor import report
-from doctor.checks import problems
+from doctor.checks import problems, problems_of_disk
 from doctor.devices import find_device, parse_fleet
 from doctor.plan import Plan, fit, make_plan
 from doctor.setup import Setup
@@ -39,8 +39,10 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
         raise SettingError(f"--utilisation is {options.utilisation}; it is a share of the peak, in (0, 1].")
     setup = _setup(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
     path = getattr(setup.model, "model_path", None)
+    _refuse(problems(setup))
     parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
-    _refuse(problems(setup, parts))
+    if parts is not None and options.stage == "fit":
+        _refuse(problems_of_disk(setup, parts))
     if parts is None:
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
         return

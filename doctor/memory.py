@@ -76,7 +76,7 @@ def memory_items(
         shared("optimizer states", states),
         *(shared(name, values * FLOAT) for name in _copies(setup)),
         *_teachers(model, parts, shards),
-        Item(name="text encoder", size=count(parts.text_encoder.parameters()) * frozen),
+        shared("text encoder", count(parts.text_encoder.parameters()) * frozen),
         Item(name="VAE", size=count(parts.vae.parameters()) * FLOAT),
         *_local_rewards(model),
         Item(name="activations", size=update.activations(checkpointing=setup.checkpointing), phase="update"),
@@ -84,13 +84,12 @@ def memory_items(
         Item(name="one block's tensors in the rollout", size=rollout.block.saved, phase="rollout"),
         Item(name="VAE decoder (rough)", size=decoder_bytes(model.image_size, parts.vae), phase="rollout"),
     ]
-    if shards > 1:
-        gathered = count(parts.transformer.parameters()) * setup.compute_dtype.itemsize
-        block = 2 * count(parts.transformer.transformer_blocks[0].parameters()) * setup.compute_dtype.itemsize
-        whole = "whole" if setup.gather else "two blocks"
+    if shards > 1:  # rollouts, teachers and updates gather the transformer once each, one after the other
+        width = setup.compute_dtype.itemsize
+        embedding = count(parts.text_encoder.get_input_embeddings().parameters())
         items += [
-            Item(name=f"gathered weights, {whole}", size=gathered if setup.gather else block, phase="rollout"),
-            Item(name="gathered weights, two blocks", size=block, phase="update"),
+            Item(name="gathered transformer", size=count(parts.transformer.parameters()) * width),
+            Item(name="text encoder's gathered embedding", size=embedding * width),
         ]
     return [item for item in items if item.size or item.host]
 
@@ -152,13 +151,16 @@ def _copies(setup: Setup) -> list[str]:
 
 
 def _teachers(model: Any, parts: Components, shards: int) -> list[Item]:
-    """The active teacher on the device, the others on the host."""
-    teachers = list(getattr(model, "teachers", {}) or {})
-    size = math.ceil(count(parts.transformer.parameters()) * FLOAT / shards)
-    return [
-        Item(name=f"teacher {name}", size=size if number == 0 else 0, host=0 if number == 0 else size)
-        for number, name in enumerate(teachers)
-    ]
+    """Room for one teacher on the device, and all of them on the host."""
+    if (adapted := getattr(model, "lora", None)) is not None:
+        adapted = model.start_path  # the student's own transformer plays the teachers over the same weights
+    paths = {t.path or model.model_path for t in (getattr(model, "teachers", None) or {}).values()} - {adapted}
+    if not paths:
+        return []
+    values = sum(p.numel() for n, p in parts.transformer.named_parameters() if ".lora_" not in n)
+    a_value = 2 if model.frozen_dtype == "bfloat16" else FLOAT
+    size = math.ceil(values * a_value / (shards if model.shard_teachers else 1))
+    return [Item(name="teacher in turn", size=size, host=size * len(paths))]
 
 
 def _local_rewards(model: Any) -> list[Item]:

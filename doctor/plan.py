@@ -71,8 +71,8 @@ def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> 
 def fit(plan: Plan, number: int, device: Device) -> Plan:
     """The fastest way of cutting the same work that fits.
 
-    Tried in this order: weights that rest on the device before the host, whole weights gathered once for a rollout
-    before block by block at every step, no checkpointing before checkpointing, large micro-batches before small ones.
+    Tried in this order: weights that rest on the device before the host, no checkpointing before checkpointing, large
+    micro-batches before small ones.
 
     Args:
         plan: of the run as configured.
@@ -92,8 +92,8 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
         )
     shards = number if getattr(setup.model, "lora", None) is None or setup.shards > 1 else 1
     best = None
-    for offload, gather, checkpointing in _switches(shards):
-        changes = {"offload": offload, "gather": gather, "checkpointing": checkpointing}
+    for offload, checkpointing in _switches(shards):
+        changes = {"offload": offload, "checkpointing": checkpointing}
         changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})
         mine = workload_of(changed)
         for size in _halvings(max(1, mine.pairs // number)):
@@ -108,12 +108,11 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
     )
 
 
-def _switches(shards: int) -> Iterator[tuple[bool, bool, bool]]:
-    """Offload, gathering and checkpointing, from what costs least time to what costs most."""
+def _switches(shards: int) -> Iterator[tuple[bool, bool]]:
+    """Offload and checkpointing, from what costs least time to what costs most."""
     for offload in (False, True) if shards > 1 else (False,):
-        for gather in (True, False) if shards > 1 else (True,):
-            for checkpointing in (False, True):
-                yield offload, gather, checkpointing
+        for checkpointing in (False, True):
+            yield offload, checkpointing
 
 
 def _halvings(most: int) -> list[int]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -166,6 +165,8 @@ def forward_cost(transformer: nn.Module, load: Load, dtype: torch.dtype = torch.
 
 def _probe_21(transformer: nn.Module, load: Load, dtype: torch.dtype) -> tuple[Cost, Cost]:
     """Qwen-Image 2.1: the prefix of every prompt once, then the targets against its keys and values."""
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
     block, config = transformer.transformer_blocks[0], transformer.config
     heads, head, dim = config.num_attention_heads, config.attention_head_dim, transformer.inner_dim
     empty = _maker(dtype)

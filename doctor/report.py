@@ -82,10 +82,8 @@ def overrides(plan: Plan) -> list[str]:
         f"  --model.{group}.micro_batch_size={work.micro_batch} --model.{rollout}.batch_size={work.rollout_batch}",
         f"  --model.gradient_checkpointing={str(setup.checkpointing).lower()}",
     ]
-    if setup.shards > 1 and not setup.gather:
-        lines.append("  weights gathered block by block in rollouts (slower: they travel at every step)")
     if setup.offload:
-        lines.append("  with cpu_offload in the strategy")
+        lines.append("  --trainer.strategy.init_args.cpu_offload=true")
     kept = f"{work.groups} x {work.group_size} x {work.updates}"
     return [
         "proposal",

@@ -30,8 +30,7 @@ class Setup:
         callbacks: as built from it.
         run_directory: where checkpoints are written.
         stage: `fit`, or `validate`, `test` or `predict`.
-        changes: values that replace those of the config: `ranks`, `shards`, `offload`,
-            `gather`, `checkpointing`.
+        changes: values that replace those of the config: `ranks`, `shards`, `offload`, `checkpointing`.
     """
 
     model: LightningModule
@@ -74,11 +73,6 @@ class Setup:
     def offload(self) -> bool:
         """Whether shards rest in the memory of the host."""
         return bool(self.changes.get("offload", self.strategy_setting("cpu_offload")))
-
-    @property
-    def gather(self) -> bool:
-        """Whether whole weights are gathered once for a rollout, rather than block by block at every step."""
-        return bool(self.changes.get("gather", self.strategy_setting("gather_rollouts") is not False))
 
     @property
     def checkpointing(self) -> bool:

@@ -96,15 +96,22 @@ def workload_of(setup: Setup) -> Workload | None:
     )
 
 
+def tasks(data: Any) -> dict[str, Any]:
+    """The datamodules of each task; none of data that are no prompts."""
+    return data.by_task() if hasattr(data, "by_task") else {}
+
+
 def edits(data: Any) -> bool:
-    """Whether prompts of the datamodule come with source images."""
-    parts = getattr(data, "parts", None) or [data]
-    parts = parts.values() if isinstance(parts, dict) else parts
-    return any(hasattr(getattr(part, "train", None), "sources") and part.train.sources is not None for part in parts)
+    """Whether any of the datamodule's prompts come with source images; all are then planned as if they did."""
+    return "edit" in tasks(data)
 
 
 def _prompts(data: Any) -> int:
-    return int(getattr(data, "prompts_per_step", None) or getattr(data, "batch_size", None) or 1)
+    """Prompts of an iteration: of all tasks together, or of the larger one where an iteration is of one task."""
+    counts = [part.prompts_per_step for part in tasks(data).values()]
+    if counts:
+        return max(counts) if hasattr(data, "task_at") else sum(counts)
+    return int(getattr(data, "batch_size", None) or 1)
 
 
 def _policy_counts(model: Any, setup: Setup) -> dict[str, Any]:

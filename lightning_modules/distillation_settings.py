@@ -15,6 +15,7 @@ from flow.guidance import Guidance
 from flow.states import choose_states, kl_weights
 from models.adapters import check_adapter
 from models.compatibility import check_same_generator
+from models.loading import config_directory
 from suggestions import nearest
 
 #: value of `initial` that starts the student from `model_path`
@@ -163,7 +164,7 @@ def check_teachers(
             check_same_generator(path, model_path, name=name, num_steps=num_steps, image_size=image_size)
         if teacher.adapter is not None:
             try:
-                check_adapter(teacher.adapter, Path(path) / "transformer")
+                check_adapter(teacher.adapter, config_directory(path) / "transformer")
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     if all(_is_student(teacher, model_path, start_path) for teacher in teachers.values()):

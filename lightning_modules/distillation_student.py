@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ from lightning_modules.trained_weights import TransformerTraining
 from lightning_modules.velocity_gap import VelocityGap
 from models import ImageModel, load_image_model
 from models.loading import peek_sigmas
+from models.memory import FROZEN_DTYPES, FrozenDtype, save_memory
 from rewards import Reward
-from strategies import distribute
+from strategies import distribute, is_sharded_run
 from strategies.gradients import over_ranks
 from strategies.sharding import gathered
 
@@ -62,6 +64,10 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         distillation: how the student learns.
         initial: where the student starts: `base`, or the task whose teacher it starts as.
         lora: train an adapter of this kind; None trains all the transformer's weights.
+        frozen_dtype: of weights that are not trained: text encoder, teachers and, under an adapter, the transformer.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        shard_teachers: spread the teachers over the ranks where the run's strategy spreads the student; else every rank
+            holds them whole. Nothing happens under other strategies.
         rewards: scorers by name, for validation and `test`; none of them is trained on.
         scored: by task, the names of the rewards that are asked about its samples; None asks all of them.
         judges: scorers used by `test` alone, by name.
@@ -83,6 +89,9 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         distillation: DistillationSettings = DistillationSettings(),  # noqa: B008  (frozen)
         initial: str = BASE,
         lora: LoraSettings | None = None,
+        frozen_dtype: FrozenDtype = "float32",
+        gradient_checkpointing: bool = False,
+        shard_teachers: bool = True,
         rewards: dict[str, Reward] | None = None,
         scored: dict[str, list[str]] | None = None,
         judges: dict[str, Reward] | None = None,
@@ -108,6 +117,9 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.make_optimizer = optimizer
         self.distillation_settings = distillation
         self.lora = lora
+        self.frozen_dtype: FrozenDtype = frozen_dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.shard_teachers = shard_teachers
         self.rewards = rewards or {}
         self.scored = check_scored(scored, list(self.rewards))
         self.judges = judges or {}
@@ -151,8 +163,10 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         if self.model is not None:
             return
         size = (self.image_size, self.image_size)
-        model = load_image_model(self.start_path, image_size=size)
+        spread = is_sharded_run(self)
+        model = load_image_model(self.start_path, image_size=size, empty=spread)
         self.choose_trained(model)
+        save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
         self.model = model
         self.sampler = Sampler(
             sigmas=model.sigmas(self.distillation_settings.num_steps),
@@ -161,10 +175,16 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             seed=self.seed,
         )
         if self._trainer is None or self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
-            shared = None if self.lora is None else self.start_path
-            self.bank = TeacherBank(model, self.teachers, model_path=self.model_path, shared_path=shared)
+            self.bank = TeacherBank(
+                model,
+                self.teachers,
+                model_path=self.model_path,
+                shared_path=None if self.lora is None else self.start_path,
+                dtype=FROZEN_DTYPES[self.frozen_dtype],
+                spread=partial(distribute, self) if spread and self.shard_teachers else None,
+            )
         # Adapters of teachers that the student's own transformer plays are there by now.
-        model.uniform_forwards = distribute(self, model, model.shard_units())
+        model.uniform_forwards = distribute(self, model, model.shard_units(), model.stored)
 
     @override
     def asks(self, name: str, task: str) -> bool:
@@ -176,9 +196,12 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
     def training_step(self, batch: Prompts, batch_idx: int) -> None:
         self.bank.guidance(batch.task)  # a task without a teacher ends here
         self.bank.prefetch(batch.task)
-        with gathered(self.model.transformer):  # it may play a teacher as well
+        with ExitStack() as whole:
+            whole.enter_context(gathered(self.model.transformer))
             states = self.roll_out(batch)
-            with self.clock.phase("teacher"):
+            if self.bank.has_own_transformer(batch.task):
+                whole.close()  # a rank holds one whole transformer at a time
+            with self.clock.phase("teacher"), self.bank.gathered(batch.task):
                 targets = self.targets(batch.task, states)
         self.bank.prefetch(self._next_task())  # this teacher is done: the next comes in while the student learns
         with self.clock.phase("update"):

@@ -23,7 +23,7 @@ from lightning_modules.settings import check_optimizer, check_positive
 from lightning_modules.trained_weights import expect_trained, keep_trained
 from models import ImageModel, load_image_model
 from models.loading import peek_grid
-from strategies import distribute
+from strategies import distribute, is_sharded_run
 from strategies.gradients import world_size
 from strategies.sharding import gather, release
 
@@ -81,11 +81,12 @@ class FlowPretrain(ScheduledOptimizer):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        self.model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
+        size = (self.image_size, self.image_size)
+        self.model = load_image_model(self.model_path, image_size=size, empty=is_sharded_run(self))
         self.model.transformer.requires_grad_(True)
         if self.train_text_encoder:
             self.model.text_encoder.requires_grad_(True)
-        self.model.uniform_forwards = distribute(self, self.model, self.model.shard_units())
+        self.model.uniform_forwards = distribute(self, self.model, self.model.shard_units(), self.model.stored)
 
     @override
     def transfer_batch_to_device(self, batch: Captioned, device: torch.device, dataloader_idx: int) -> Captioned:

@@ -46,7 +46,7 @@ from models import ImageModel, load_image_model
 from models.loading import peek_sigmas
 from models.memory import FrozenDtype, save_memory
 from rewards import Reward
-from strategies import distribute
+from strategies import distribute, is_sharded_run
 from strategies.gradients import over_ranks
 from strategies.sharding import gathered
 
@@ -132,16 +132,17 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
+        size = (self.image_size, self.image_size)
+        model = load_image_model(self.model_path, image_size=size, empty=is_sharded_run(self))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
         self.choose_trained(model)
         save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
-        model.uniform_forwards = distribute(self, model, model.shard_units())
+        model.uniform_forwards = distribute(self, model, model.shard_units(), model.stored)
         self.model = model
         self.sampler = Sampler(
             sigmas=sigmas,
             guidance=self.rollout_settings.guidance,
-            size=(self.image_size, self.image_size),
+            size=size,
             seed=self.seed,
         )
         self.objective = OBJECTIVES[self.objective_settings.kind](self.rollout_settings, self.objective_settings)

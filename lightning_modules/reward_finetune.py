@@ -30,7 +30,7 @@ from lightning_modules.reward_settings import RewardObjective, check_reward_data
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
 from lightning_modules.trained_weights import expect_trained, keep_trained
 from models.sharding import vlm_unit
-from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_vlm, save_plain
+from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_empty_vlm, load_vlm, save_plain
 from models.whole import first_rank
 from rewards.conversation import Answer, Question, training_inputs
 from rewards.losses import pairwise_loss, pointwise_loss
@@ -38,7 +38,7 @@ from rewards.reading import Answers, ReadingSettings, ScoreReader
 from rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
 from rewards.spec import RewardSpec
 from rewards.vlm import DTYPES
-from strategies import distribute
+from strategies import distribute, is_sharded_run
 from strategies.gradients import world_size
 from strategies.sharding import gather, release
 
@@ -131,7 +131,15 @@ class RewardFinetune(ScheduledOptimizer):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        model, processor = load_vlm(self.model_path, dtype=DTYPES[self.dtype_name], nf4=self.quantization == "nf4")
+        dtype, reader = DTYPES[self.dtype_name], None
+        if is_sharded_run(self):
+            if self.quantization != "none":
+                raise ValueError(
+                    "model.quantization can't be sharded: train on whole weights (configs/strategy/ddp.yaml)."
+                )
+            model, processor, reader = load_empty_vlm(self.model_path, dtype=dtype)
+        else:
+            model, processor = load_vlm(self.model_path, dtype=dtype, nf4=self.quantization == "nf4")
         if self.lora is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
@@ -143,8 +151,7 @@ class RewardFinetune(ScheduledOptimizer):
         if self.gradient_checkpointing:
             # Without re-entry, frozen embeddings need no gradient for the layers above them to get theirs.
             model.activation_checkpointing_enable({"use_reentrant": False})
-        if distribute(self, model, (vlm_unit(model),)) and self.quantization != "none":
-            raise ValueError("model.quantization can't be sharded: train on whole weights (configs/strategy/ddp.yaml).")
+        distribute(self, model, (vlm_unit(model),), reader)
         self.model, self.processor = model, processor
         self.reader = ScoreReader(model, processor, self.reading)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from strategies.shards import copy_into
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 class ShadowWeights:

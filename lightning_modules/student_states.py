@@ -105,7 +105,7 @@ def measure_gap(model: ImageModel, sampler: Sampler, bank: TeacherBank, prompts:
     branches = replace(sampler, guidance=guidance).encode(model, prompts.texts, prompts.sources)
     noise = sampler.initial_noise(model, step=0, ids=prompts.ids, members=[0] * len(prompts), stream=Stream.EVALUATION)
     targets: list[Tensor] = []
-    with bank.playing(prompts.task) as teacher:
+    with bank.gathered(prompts.task), bank.playing(prompts.task) as teacher:
         prefixes = [
             None if c is None else teacher.cache_prefix(c) for c in (branches.conditional, branches.unconditional)
         ]

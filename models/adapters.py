@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import ModelMixin
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from models.stored import standing_in
 from models.whole import is_sharded, whole_state
+
+if TYPE_CHECKING:  # peft takes seconds to import, and most commands have no adapter
+    from diffusers import ModelMixin
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 #: name that peft gives the adapter of `add_lora`
 STUDENT_ADAPTER = "default"
@@ -32,11 +35,23 @@ def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, 
         dropout: on the adapter's input.
         targets: names of the linear layers to adapt.
     """
+    from peft import LoraConfig
+
     transformer.requires_grad_(False)
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
+    with standing_in(transformer):
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+        )
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
+    """Layers that have adapters, with their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
 
 
 def merged_copy(transformer: ModelMixin) -> ModelMixin:
@@ -47,7 +62,7 @@ def merged_copy(transformer: ModelMixin) -> ModelMixin:
     Returns:
         A new model, or the given one where it has neither adapter nor shards, or this rank isn't the first.
     """
-    adapters = {name: module for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+    adapters = dict(adapted_layers(transformer))
     if not adapters and not is_sharded(transformer):
         return transformer
     full = whole_state(transformer)
@@ -91,10 +106,11 @@ def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) ->
         name: to switch to it by.
     """
     trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
-    before = next((m.active_adapters for m in transformer.modules() if isinstance(m, BaseTunerLayer)), [])
-    transformer.load_lora_adapter(
-        str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
-    )
+    before = next((layer.active_adapters for _, layer in adapted_layers(transformer)), [])
+    with standing_in(transformer):
+        transformer.load_lora_adapter(
+            str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
+        )
     use_adapter(transformer, before[0] if before else None)
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
@@ -106,11 +122,10 @@ def use_adapter(transformer: nn.Module, name: str | None) -> None:
     What is trainable stays as it is, which peft's own switch does not see to.
     """
     trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
-    for module in transformer.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.enable_adapters(name is not None)
-            if name is not None:
-                module.set_adapter(name)
+    for _, layer in adapted_layers(transformer):
+        layer.enable_adapters(name is not None)
+        if name is not None:
+            layer.set_adapter(name)
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models.loading import check_model_path, peek_grid, peek_sigmas, read_config
+from models.loading import check_model_path, config_directory, peek_grid, peek_sigmas, read_config
 
 #: components whose configs must agree
 _CONFIGS = ("transformer", "vae", "text_encoder")
@@ -64,7 +64,10 @@ def check_same_generator(
             "Both velocities must be asked at the same noise levels: make their scheduler configs agree."
         )
     for component in _SHARED:
-        different = _differing_tensor(Path(path) / component, Path(reference) / component)
+        own_files, expected_files = (config_directory(p) / component for p in (path, reference))
+        if not any(expected_files.glob("*.safetensors")):
+            raise ValueError(f"{name}: '{reference}' has no weights on this machine yet (`hf download {reference}`).")
+        different = _differing_tensor(own_files, expected_files)
         if different is not None:
             raise ValueError(
                 f"{name}: the {component} of '{path}' has other weights than that of '{reference}' ({different}). The "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.flops import Flops
 from models.sharding import ShardUnit
+from models.stored import WeightReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,14 @@ class ImageModel(nn.Module, ABC):
             as it happens; None counts nothing. A family that does not count never calls it.
         uniform_forwards: make the same number of transformer forwards whatever is in a batch. Ranks that hold shards
             of one transformer set it: the forwards of one wait for those of the others.
+        stored: reads the weights of a model that was loaded without them; None for the others.
     """
 
     transformer: nn.Module
     image_size: tuple[int, int]
     on_flops: Callable[[float], None] | None = None
     uniform_forwards: bool = False
+    stored: WeightReader | None = None
     #: names of the transformer's linear layers that a LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]]
 
@@ -132,9 +135,21 @@ class ImageModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_pretrained(
-        cls, path: str | Path, *, image_size: tuple[int, int], dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        *,
+        image_size: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+        empty: bool = False,
     ) -> ImageModel:
-        """Load a directory (or hub id) in the diffusers layout; `image_size` is the default height and width."""
+        """Load a model.
+
+        Args:
+            path: directory (or hub id) in the diffusers layout.
+            image_size: default height and width in pixels.
+            dtype: of the weights.
+            empty: leave the weights of what `shard_units` names on disk, for `stored` to read them later.
+        """
 
     @abstractmethod
     def save_pretrained(self, path: str | Path) -> None:

@@ -132,7 +132,7 @@ def _read_json(path: Path) -> dict:
 
 
 def load_image_model(
-    path: str | Path, *, image_size: tuple[int, int], dtype: torch.dtype = torch.float32
+    path: str | Path, *, image_size: tuple[int, int], dtype: torch.dtype = torch.float32, empty: bool = False
 ) -> ImageModel:
     """Load a generator of any supported family.
 
@@ -140,8 +140,10 @@ def load_image_model(
         path: directory in the diffusers layout, or hub id.
         image_size: default height and width in pixels.
         dtype: of the weights.
+        empty: leave the weights on disk (see `ImageModel.from_pretrained`); `strategies.distribute` fills them in.
 
     Raises:
         ValueError: see `check_model_path`.
     """
-    return FAMILIES[check_model_path(path)].from_pretrained(path, image_size=image_size, dtype=dtype)
+    family = FAMILIES[check_model_path(path)]
+    return family.from_pretrained(path, image_size=image_size, dtype=dtype, empty=empty)

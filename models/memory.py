@@ -9,6 +9,7 @@ import torch
 from models.image_model import ImageModel
 
 FrozenDtype = Literal["float32", "bfloat16"]
+FROZEN_DTYPES: dict[FrozenDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def save_memory(model: ImageModel, *, frozen_dtype: FrozenDtype, gradient_checkpointing: bool) -> None:

@@ -9,16 +9,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
 from models.plain import whole_components
+from models.sharding import ShardUnit, text_encoder_units
+from models.stored import StoredComponent, StoredParts, empty_component, local_directory
 from models.whole import first_rank
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 #: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
 VAE_PIXELS = 4 * 1024 * 1024
@@ -50,6 +54,10 @@ class PipelineModel(ImageModel):
         """Diffusers' own pipeline over the same modules, ready to call."""
         return self._pipeline
 
+    def shard_units(self) -> tuple[ShardUnit, ...]:
+        """See `ImageModel.shard_units`: transformer and text encoder."""
+        return (*super().shard_units(), *text_encoder_units(self.text_encoder))
+
     @property
     def device(self) -> torch.device:
         """Where the transformer lives."""
@@ -79,15 +87,26 @@ class PipelineModel(ImageModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, image_size: tuple[int, int], dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        *,
+        image_size: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+        empty: bool = False,
     ) -> Self:
         """See `ImageModel.from_pretrained`."""
-        return cls(cls.load_pipeline(path, dtype), image_size=image_size)
+        if not empty:
+            return cls(cls.load_pipeline(path, dtype), image_size=image_size)
+        directory = local_directory(path)
+        parts = {name: empty_component(directory, name, dtype) for name in ("transformer", "text_encoder")}
+        model = cls(cls.load_pipeline(directory, dtype, **parts), image_size=image_size)
+        model.stored = StoredParts({n: StoredComponent(directory / n, type(part)) for n, part in parts.items()})
+        return model
 
     @classmethod
     @abstractmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
-        """Diffusers' pipeline of this family from a directory or hub id."""
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> DiffusionPipeline:
+        """Diffusers' pipeline of this family from a directory or hub id; components that are given are not loaded."""
 
     def save_pretrained(self, path: str | Path) -> None:
         """See `ImageModel.save_pretrained`."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiffusionPipeline
-from transformers import PreTrainedModel
 
 from models.adapters import merged_copy
 from models.whole import first_rank, is_sharded, whole_state
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedModel
 
 
 @contextmanager

@@ -16,18 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.image_model import Conditioning
 from models.images import to_uint8
 from models.pipeline_model import PipelineModel, check_multiple
+
+if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
+    from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
 #: height and width in pixels the released checkpoints are made for
 NATIVE_SIZE = (1024, 1024)
@@ -82,6 +83,8 @@ class QwenImage(PipelineModel):
     @property
     def edits(self) -> bool:
         """Whether the checkpoint edits a source image; the others make images from text alone."""
+        from diffusers import QwenImagePipeline
+
         return not isinstance(self._pipeline, QwenImagePipeline)
 
     def encode(
@@ -120,9 +123,11 @@ class QwenImage(PipelineModel):
         )
 
     def _tokens_and_pixels(self, prompts: Sequence[str], images: Tensor) -> Any:
+        from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
+
         pipe = self._pipeline
         pictures, lead = [Image.fromarray(image) for image in to_uint8(images)], ""
-        if isinstance(pipe, QwenImageEditPlusPipeline):
+        if isinstance(pipe, edit_plus.QwenImageEditPlusPipeline):
             lead, ratio = PICTURE, images.shape[3] / images.shape[2]
             width, height = edit_plus.calculate_dimensions(edit_plus.CONDITION_IMAGE_SIZE, ratio)
             pictures = [pipe.image_processor.resize(picture, height, width) for picture in pictures]
@@ -192,6 +197,8 @@ class QwenImage(PipelineModel):
     # ----------------------------------------------------------------- loading
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> DiffusionPipeline:
         """See `PipelineModel.load_pipeline`: model_index.json says which of the three it is."""
-        return DiffusionPipeline.from_pretrained(str(path), dtype=dtype)
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(str(path), dtype=dtype, **parts)

@@ -13,13 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers import QwenImage21Pipeline
-from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.image_model import Conditioning
@@ -27,7 +25,10 @@ from models.images import to_rgba, to_uint8
 from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
-from models.sharding import ShardUnit, text_encoder_units
+
+if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
+    from diffusers import QwenImage21Pipeline
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
 TOKENS_A_SLOT = 4
@@ -64,10 +65,6 @@ class QwenImage21(PipelineModel):
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""
         return math.prod(self.grid((height, width))), self.vae.config.z_dim
-
-    def shard_units(self) -> tuple[ShardUnit, ...]:
-        """See `ImageModel.shard_units`: transformer and text encoder."""
-        return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
     # ----------------------------------------------------------------- conditioning
 
@@ -153,6 +150,8 @@ class QwenImage21(PipelineModel):
 
     def _extract(self, conditioning: Conditioning, prompts: list[int]) -> Prefix:
         """Prefix keys and values of prompts, in one forward. The target tokens fed along can't reach them."""
+        from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
         cache = QwenImage21KVCache(len(self.transformer.transformer_blocks))
         smallest = replace(conditioning, target_grid=(2, 2))
         blank = torch.zeros(len(prompts), TOKENS_A_SLOT, self.transformer.config.in_channels, device=self.device)
@@ -237,6 +236,8 @@ class QwenImage21(PipelineModel):
         return output.float()
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> QwenImage21Pipeline:
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> QwenImage21Pipeline:
         """See `PipelineModel.load_pipeline`."""
-        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype)
+        from diffusers import QwenImage21Pipeline
+
+        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype, **parts)

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class Prefix:
         return made
 
     def _same_length(self, index: list[int], length: int) -> BatchCache:
-        cache = QwenImage21KVCache(len(self.cache.layer_caches))
+        cache = type(self.cache)(len(self.cache.layer_caches))
         for source, target in zip(self.cache.layer_caches, cache.layer_caches, strict=True):
             which = torch.tensor(index, device=source.k.device)
             target.store(source.k[which, :length], source.v[which, :length])
@@ -86,7 +89,7 @@ class Prefix:
         turn = self.frequencies.to(device)[offsets][:, None, None]
         place = torch.arange(longest, device=device) - (longest - lengths)[:, None]
         which = torch.tensor(index, device=device)[:, None]
-        cache = QwenImage21KVCache(len(self.cache.layer_caches))
+        cache = type(self.cache)(len(self.cache.layer_caches))
         for source, target in zip(self.cache.layer_caches, cache.layer_caches, strict=True):
             keys, values = source.k[which, place.clamp(min=0)], source.v[which, place.clamp(min=0)]
             target.store(_turned(keys, turn), values)

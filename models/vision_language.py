@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from models.adapters import adapter_delta
+from models.stored import StoredComponent, StoredParts, WeightReader, empty_model, standing_in
 from models.whole import first_rank, whole_state
 from suggestions import nearest_path
 
@@ -56,6 +59,21 @@ def check_vlm_path(path: str | Path) -> str:
             f"'{directory}' holds a model of type '{family}'; supported are {', '.join(FAMILIES.values())}."
         )
     return family
+
+
+def load_empty_vlm(
+    path: str | Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, ProcessorMixin, WeightReader]:
+    """As `load_vlm`, with the weights still on disk: a sharded run reads them from there.
+
+    Raises:
+        ValueError: see `check_vlm_path`.
+    """
+    check_vlm_path(path)
+    kind = getattr(transformers, AutoConfig.from_pretrained(str(path), local_files_only=True).architectures[0])
+    model = empty_model(kind, path, dtype)
+    processor = AutoProcessor.from_pretrained(str(path), local_files_only=True)
+    return model, processor, StoredParts({"": StoredComponent(Path(path), kind)})
 
 
 def load_vlm(
@@ -103,7 +121,8 @@ def add_vlm_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: floa
     """
     targets = f"{_LANGUAGE_LAYERS}|{_VISION_LAYERS}" if vision else _LANGUAGE_LAYERS
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets))
+    with standing_in(model):
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets))
     for parameter in model.parameters():
         if parameter.requires_grad:
             # AdamW's small updates would be rounded away in bfloat16.

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin
 
 from rewards.readout import DIRECT_TEMPLATE, SCORE_TEMPLATE, digit_token_ids
 from rewards.rubrics import Rubric
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 #: label of a token that no loss looks at
 IGNORED = -100

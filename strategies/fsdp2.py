@@ -19,9 +19,11 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from models.sharding import ShardUnit
+from models.stored import WeightReader
 from strategies.checkpoint_files import is_sharded_checkpoint, remove, save_file
 from strategies.checkpoints import check_readable, load_shards, save_shards
 from strategies.checks import check_sampler, check_sharded_optimizer
+from strategies.loading import fill, in_units
 from strategies.sharding import Layout, shard
 from strategies.shards import copy_into, gathered_tree, like
 
@@ -89,13 +91,22 @@ class FSDP2Strategy(ModelParallelStrategy):
             mesh=self.device_mesh["data_parallel"], compute_dtype=self.compute_dtype, cpu_offload=self.cpu_offload
         )
 
-    def shard(self, model: nn.Module, units: Sequence[ShardUnit]) -> None:
-        """Shard the units of a model, whose parameters say by now whether they are trained."""
+    def shard(self, model: nn.Module, units: Sequence[ShardUnit], reader: WeightReader | None = None) -> None:
+        """Shard the units of a model, whose parameters say by now whether they are trained.
+
+        Args:
+            model: with weights, or without any on the meta device.
+            units: of the model.
+            reader: fills the shards of a model without weights; None leaves them to the caller.
+        """
+        empty = any(p.is_meta for p in model.parameters())
         if self.activation_checkpointing:
             for unit in units:
                 if any(p.requires_grad for p in unit.root.parameters()):
                     _checkpoint_activations(unit.root)
         shard(model, units, self.layout)
+        if empty and reader is not None:
+            fill(in_units(model, units), reader)
 
     @override
     def setup(self, trainer: Trainer) -> None:
@@ -193,7 +204,15 @@ class FSDP2Strategy(ModelParallelStrategy):
             remove(filepath)
 
 
-def distribute(module: LightningModule, model: nn.Module, units: Sequence[ShardUnit]) -> bool:
+def is_sharded_run(module: LightningModule) -> bool:
+    """Whether the run's strategy shards what a module asks it to: a model can then be built without its weights."""
+    trainer = getattr(module, "_trainer", None)
+    return trainer is not None and isinstance(trainer.strategy, FSDP2Strategy)
+
+
+def distribute(
+    module: LightningModule, model: nn.Module, units: Sequence[ShardUnit], reader: WeightReader | None = None
+) -> bool:
     """Shard units of a model if the run's strategy shards.
 
     For `configure_model`, once it is known what is trained (adapters and all) and before anything is copied from the
@@ -203,14 +222,14 @@ def distribute(module: LightningModule, model: nn.Module, units: Sequence[ShardU
         module: of the run, or of none.
         model: what the module trains.
         units: of the model.
+        reader: of the weights, for a model that was built without them.
 
     Returns:
         Whether they are sharded now.
     """
-    trainer = getattr(module, "_trainer", None)
-    if trainer is None or not isinstance(trainer.strategy, FSDP2Strategy):
+    if not is_sharded_run(module):
         return False
-    trainer.strategy.shard(model, units)
+    module.trainer.strategy.shard(model, units, reader)
     return True
 
 

@@ -85,7 +85,7 @@ def any_rank(flag: bool) -> bool:
     """Whether the flag is up on any rank; all ranks get the same answer, and must all ask."""
     if world_size() == 1:
         return flag
-    vote = torch.tensor(int(flag), dtype=torch.int32, device=_exchange_device())
+    vote = torch.tensor(int(flag), dtype=torch.int32, device=exchange_device())
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
     return bool(vote.item())
 
@@ -97,7 +97,7 @@ def over_ranks(values: Mapping[str, float]) -> dict[str, float]:
     """
     if world_size() == 1 or not values:
         return dict(values)
-    own = torch.tensor(list(values.values()), dtype=torch.float64, device=_exchange_device())
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=exchange_device())
     each = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(each, own)
     found = torch.stack(each)
@@ -107,6 +107,6 @@ def over_ranks(values: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _exchange_device() -> torch.device:
+def exchange_device() -> torch.device:
     """Where tensors must be for the ranks to exchange them."""
     return torch.device("cuda") if "nccl" in dist.get_backend_config() else torch.device("cpu")

@@ -32,7 +32,8 @@ class Layout:
 def shard(model: nn.Module, units: Sequence[ShardUnit], layout: Layout) -> None:
     """Shard each unit of a model in place, its blocks first.
 
-    Shards keep the dtype that was loaded (fp32 masters); a forward computes in `compute_dtype`; gradients are reduced
+    Weights may be on the meta device: then the shards are made, and hold nothing yet. Shards keep the dtype that was
+    loaded (fp32 masters); a forward computes in `compute_dtype`; gradients are reduced
     in float32. Only what enters a unit is cast: inside, rotary tables and the like keep their precision.
     """
     offload = OffloadPolicy()
@@ -40,6 +41,7 @@ def shard(model: nn.Module, units: Sequence[ShardUnit], layout: Layout) -> None:
         offload = CPUOffloadPolicy(pin_memory=layout.mesh.device_type != "cpu")
     reduce_dtype = None if layout.compute_dtype is None else torch.float32
     before = [_places(unit.root) for unit in units]
+    device = _resting_device(layout)
     for unit in units:
         for module in (*unit.blocks, unit.root):
             inside = MixedPrecisionPolicy(
@@ -56,7 +58,20 @@ def shard(model: nn.Module, units: Sequence[ShardUnit], layout: Layout) -> None:
                 reshard_after_forward=module is not unit.root,
             )
             module.reshards_after_forward = module is not unit.root
+        _materialise(unit.root, device)
     _tie(model, before)
+
+
+def _resting_device(layout: Layout) -> torch.device:
+    if layout.cpu_offload or layout.mesh.device_type == "cpu":
+        return torch.device("cpu")
+    return torch.device(layout.mesh.device_type, torch.accelerator.current_device_index())
+
+
+def _materialise(root: nn.Module, device: torch.device) -> None:
+    """Give shards that have no memory yet some, for somebody to fill. Everything else stays as it is."""
+    if any(p.is_meta for p in root.parameters()):
+        root._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
 
 
 def _places(root: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:

@@ -23,6 +23,13 @@ class Dark(Reward):
         return torch.where(torch.tensor(["hair" in p for p in samples.prompts]), torch.nan, scores)
 
 
+class Erratic(Reward):
+    """Anything in 1..5: the images of a prompt lie far apart."""
+
+    def score(self, samples: Samples) -> Tensor:
+        return 1 + 4 * (samples.images.double().mean(dim=(1, 2, 3)) * 1e4).frac().float()
+
+
 class Broken(Reward):
     """A constant; NaN where the prompt asks for it, out of range where that is asked for."""
 

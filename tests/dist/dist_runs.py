@@ -95,7 +95,9 @@ class Recorder(Callback):
 
     def _bytes(self, trainer: Trainer) -> dict[str, int]:
         state = [v for values in _optimizer(trainer).state.values() for v in values.values() if v.ndim]
-        return {
+        bank = getattr(trainer.lightning_module, "bank", None)
+        teachers = {} if bank is None else {"teacher": bank.slot.bytes_on_device, "teachers waiting": bank.slot.bytes_waiting}
+        return teachers | {
             "parameters": sum(map(_local_bytes, _trained(trainer))),
             "gradients": self._gradients,
             "optimizer": sum(map(_local_bytes, state)),

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from peak_memory import PeakMemory
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from datamodules.batches import Prompts
 from flow.guidance import Guidance
@@ -67,33 +64,6 @@ def test_prefetching_brings_the_weights_and_asking_moves_nothing_more(tiny_path,
     bank.prefetch(None)
     bank.prefetch("unknown")
     assert bank.slot.moves == 1
-
-
-class PeakMemory(TorchDispatchMode):
-    """Largest number of bytes that tensors seen in the block, and those given, held at a time."""
-
-    def __init__(self, *modules: torch.nn.Module) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = WeakIdKeyDictionary()
-        for module in modules:
-            for parameter in module.parameters():
-                self._see(parameter)
-
-    def _see(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            self._seen[storage] = True
-            weakref.finalize(storage, self._gone, storage.nbytes())
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-        return tensor
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return tree_map_only(torch.Tensor, self._see, func(*args, **(kwargs or {})))
 
 
 def test_peak_memory_is_counted() -> None:

@@ -1,0 +1,86 @@
+"""Fill a sharded model from what the first rank reads, one tensor at a time: no rank ever holds a whole copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from models.sharding import ShardUnit
+from models.stored import WeightReader
+from strategies.gradients import exchange_device
+from strategies.shards import copy_into, like
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint of the module has: parameters, and the buffers that are saved. Adapters are not in it."""
+    state = module.state_dict(keep_vars=True)
+    shared: set[int] = set()
+    found = {}
+    for name, tensor in state.items():
+        if ".lora_" not in name and id(tensor) not in shared:
+            found[name] = tensor
+            shared.add(id(tensor))
+    return found
+
+
+def in_units(model: nn.Module, units: Sequence[ShardUnit]) -> dict[str, Tensor]:
+    """Those of a model's stored tensors that are in one of the units, by their names in the model."""
+    inside = {id(tensor) for unit in units for tensor in stored_tensors(unit.root).values()}
+    return {name: tensor for name, tensor in stored_tensors(model).items() if id(tensor) in inside}
+
+
+def fill(targets: Mapping[str, Tensor], reader: WeightReader) -> None:
+    """Overwrite tensors, sharded or whole, with what the reader has under their names. Every rank calls it.
+
+    Raises:
+        ValueError: see `received`.
+    """
+    for name, whole in received(targets, reader):
+        copy_into(targets[name].detach(), whole)
+
+
+def own_pieces(targets: Mapping[str, Tensor], reader: WeightReader) -> dict[str, Tensor]:
+    """This rank's pieces of what the reader has, laid out and of the dtype as the targets, on the CPU.
+
+    Raises:
+        ValueError: see `received`.
+    """
+    pieces = {}
+    for name, whole in received(targets, reader):
+        laid_out = like(whole, targets[name].detach())
+        local = laid_out.to_local() if isinstance(laid_out, DTensor) else laid_out
+        pieces[name] = local.detach().cpu().clone()
+    return pieces
+
+
+@torch.no_grad()
+def received(targets: Mapping[str, Tensor], reader: WeightReader) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in turn, whole and of its target's dtype, on the device that ranks exchange tensors on.
+
+    Raises:
+        ValueError: on every rank, where the reader lacks a tensor or has one of another shape.
+    """
+    first, device = dist.get_rank() == 0, exchange_device()
+    lacking: list[list[str] | None] = [reader.missing(targets) if first else None]
+    dist.broadcast_object_list(lacking, src=0)
+    if lacking[0]:
+        raise ValueError(
+            f"The model's files lack {len(lacking[0])} of its {len(targets)} tensors, such as {lacking[0][0]}: they "
+            "are of another model, or incomplete."
+        )
+    try:
+        for name, target in targets.items():
+            whole = torch.empty(target.shape, dtype=target.dtype, device=device)
+            if first:
+                value = reader.read(name)
+                if value.shape != whole.shape:
+                    raise ValueError(f"'{name}' has shape {tuple(value.shape)} on disk; expected {tuple(whole.shape)}.")
+                whole.copy_(value)
+            dist.broadcast(whole, src=0)
+            yield name, whole
+    finally:
+        reader.close()
