@@ -150,8 +150,10 @@ def _unknown(place: Place, name: str, known: Sequence[str]) -> str:
 
 
 def _unknown_class(place: Place, module: str, name: str) -> str:
-    members = vars(importlib.import_module(module)).items()
-    classes = [f"{module}.{n}" for n, member in members if inspect.isclass(member) and not n.startswith("_")]
+    found = importlib.import_module(module)
+    # What a room offers by name may be imported only when it is asked for.
+    names = getattr(found, "__all__", None) or [n for n in vars(found) if not n.startswith("_")]
+    classes = [f"{module}.{n}" for n in names if inspect.isclass(getattr(found, n))]
     return f"{place.key}: '{module}' has no class '{name}'.{nearest(f'{module}.{name}', classes)}"
 
 
