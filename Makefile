@@ -8,7 +8,7 @@ STAGES ?= t2i
 QUICK ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test test-all lint
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m demo.run --seed $(SEED) --stages $(STAGES) $(if $(QUICK),--quick) $(ARGS)
 
 test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# also what takes long: more kills and crashes, launchers, distributed variants, more stacks of configs
+test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed

@@ -7,11 +7,10 @@ line of that text says what is wrong; the keys and classes around it, told by in
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-SUBCOMMANDS = (*LightningCLI.subcommands(), "curate")
+from suggestions import nearest
+
+SUBCOMMANDS = (*LightningCLI.subcommands(), "curate", "doctor")
 #: a line that names a type which did not fit, and the value where it is on the same line
 TYPE_TRIED = re.compile(
     r"Expected an? (?!path but)(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$"
@@ -72,13 +73,6 @@ def explain_instantiation(error: BaseException) -> str | None:
     cause = list(_causes(error))[-1]
     refused = isinstance(cause, (ValueError, OSError, ImportError, MisconfigurationException))
     return _shortest(str(cause)) if refused else None
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest of the names, whatever its case, or nothing."""
-    lower = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), list(lower), 1)
-    return f" Did you mean '{lower[close[0]]}'?" if close else ""
 
 
 def _bad_yaml(chain: list[BaseException]) -> str | None:

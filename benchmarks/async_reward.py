@@ -57,17 +57,17 @@ class WaitingPolicy(GRPOPolicy):
     def configure_model(self) -> None:
         self.model = nn.Module()
         self.model.transformer = nn.Linear(1, 1)
-        self.objective = SimpleNamespace(uses_window=False, steps_a_sample=lambda rollout: 1)
+        self.objective = SimpleNamespace(uses_window=False, prepares_each_update=True, steps_a_sample=lambda rollout: 1)
         self.old = self.reference = None
 
-    def _roll_out(self, prompts: Prompts) -> tuple[Any, Tensor]:
+    def roll_out(self, prompts: Prompts) -> tuple[Any, Tensor]:
         count = len(prompts) * self.rollout_settings.group_size
         with self.clock.phase("rollout"):
             time.sleep(self.sample_s / 2 * count)
         trajectory = SimpleNamespace(latents=torch.zeros(count, 1, 1))
         return SimpleNamespace(conditioning=range(count), trajectory=trajectory), torch.rand(count, 3, 8, 8)
 
-    def _prepare(self, rollout: Any, update: int) -> dict[str, Tensor]:
+    def prepare(self, rollout: Any, update: int) -> dict[str, Tensor]:
         return {}
 
     def accumulate_gradients(self, rollout: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

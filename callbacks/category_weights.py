@@ -16,6 +16,7 @@ from typing_extensions import override
 from datamodules.batches import labels
 from datamodules.prompts import data_by_task
 from lightning_modules.iteration import Iteration
+from lightning_modules.reward_metrics import weights_by_label
 from lightning_modules.weight_adaptation import AdaptationSettings, adapted, smoothed_means
 from lightning_modules.weight_table import TableWeights, WeightTable, effective_weights, is_by_task, read_rows
 
@@ -140,15 +141,11 @@ class CategoryWeightCalibration(Callback):
 
 def weight_metrics(iteration: Iteration) -> dict[str, float]:
     """Mean weight of each reward by category: as configured, and after masks."""
-    names = labels(iteration.categories, iteration.tasks)
+    names, rewards = labels(iteration.categories, iteration.tasks), iteration.reward_names
     effective = effective_weights(iteration.weights, iteration.scores)
-    values: dict[str, float] = {}
-    for name in sorted(set(names)):
-        rows = [n for n, label in enumerate(names) if label == name]
-        for k, reward in enumerate(iteration.reward_names):
-            values[f"weights/{name}/{reward}"] = iteration.weights[rows, k].mean().item()
-            values[f"weights_effective/{name}/{reward}"] = effective[rows, k].mean().item()
-    return values
+    return weights_by_label("weights", iteration.weights, names, rewards) | weights_by_label(
+        "weights_effective", effective, names, rewards
+    )
 
 
 def _named(table: WeightTable) -> dict[str, Row]:

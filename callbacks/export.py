@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
@@ -24,12 +25,28 @@ class ExportModel(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        averages = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA) and c.shadow is not None]
-        partial = self.directory.with_name(self.directory.name + ".partial")
-        if trainer.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        with averages[0].applied() if averages else nullcontext():
+        with replacing(self.directory, writes=trainer.is_global_zero) as partial, averaged(trainer):
             pl_module.export(partial)  # on every rank: sharded weights are gathered, the first rank writes
-        if trainer.is_global_zero:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            partial.rename(self.directory)
+
+
+def averaged(trainer: Trainer) -> AbstractContextManager[None]:
+    """Inside, the module computes with its EMA, if there is a `WeightEMA`."""
+    shadows = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA) and c.shadow is not None]
+    return shadows[0].applied() if shadows else nullcontext()
+
+
+@contextmanager
+def replacing(directory: Path, *, writes: bool) -> Iterator[Path]:
+    """A directory to write into, which takes the place of `directory` once the block is through.
+
+    Args:
+        directory: the final one; what is there stays until then.
+        writes: whether this process is the one that writes; the others are only told the name.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    if writes:
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)

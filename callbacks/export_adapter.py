@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.ema import WeightEMA
+from callbacks.export import averaged, replacing
 from models.adapters import save_adapter
 
 
@@ -35,10 +33,5 @@ class ExportAdapter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        averages = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA) and c.shadow is not None]
-        partial = self.directory.with_name(self.directory.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        with averages[0].applied() if averages else nullcontext():
+        with replacing(self.directory, writes=True) as partial, averaged(trainer):
             save_adapter(pl_module.model.transformer, partial)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        partial.rename(self.directory)

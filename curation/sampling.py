@@ -22,9 +22,9 @@ from datamodules.batches import Prompts, PromptTable
 from datamodules.prompts import PromptDataModule
 from lightning_modules import GRPOPolicy
 from lightning_modules.sampling import group_rollout
-from lightning_modules.scoring import score_all
+from lightning_modules.scoring import samples_of, score_all
 from lightning_modules.windows import steps_of_iteration
-from rewards import Reward, Samples
+from rewards import Reward
 
 #: the noise of curation is that of an iteration before the first: training never sees these images again
 CURATION_STEP = -1
@@ -77,12 +77,7 @@ def score_groups(policy: GRPOPolicy, prompts: Prompts, members: int) -> Tensor:
             shared_noise=settings.shared_noise,
         )
         repeated = part.repeat_interleave(members)
-        samples = Samples(
-            images=policy.model.decode(trajectory.latents),
-            prompts=repeated.texts,
-            categories=repeated.categories,
-            sources=repeated.sources,
-        )
+        samples = samples_of(repeated, policy.model.decode(trajectory.latents))
         scores.append(score_all(task_rewards(policy, prompts.task), samples).view(len(part), members, -1))
     policy.model.transformer.train(training)
     return torch.cat(scores)

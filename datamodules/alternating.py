@@ -5,7 +5,6 @@ Mix-RL takes every task in every iteration instead: see `datamodules.mixed`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,6 +15,7 @@ from datamodules.edit_pairs import EditPairDataModule
 from datamodules.mixed import MixedTaskDataModule
 from datamodules.prompts import PromptDataModule, whole_batches
 from datamodules.task_schedule import TaskRatios, TaskSchedule
+from suggestions import nearest
 
 
 class AlternatingStream(IterableDataset):
@@ -73,8 +73,7 @@ class AlternatingTaskDataModule(MixedTaskDataModule):
         self.schedule = TaskSchedule(schedule or [TaskRatios(ratios=dict.fromkeys(TASKS, 1.0))], seed=seed)
         for name in self.schedule.tasks:
             if name not in TASKS:
-                near = difflib.get_close_matches(name, TASKS, 1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
+                hint = nearest(name, TASKS)
                 raise ValueError(f"data.schedule names the task '{name}'; the tasks are {', '.join(TASKS)}.{hint}")
 
     @property

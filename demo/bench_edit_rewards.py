@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from datamodules.edit_pairs import read_image
-from demo.edits import EDITABLE, parse_instruction
+from demo.edit_rewards import understood
+from demo.rewards import to_scale
 from demo.verifiers import Verifier
 from demo.vocabulary import ATTRIBUTES
 from demo.weights import VerifierName
@@ -24,28 +25,6 @@ from rewards.pixels import finite_images, quantise
 
 #: RGB distance up to which a pixel kept its colour; the palettes' colours are 0.3 and more apart
 SAME_COLOUR = 0.15
-
-
-class EditDoneReward(Reward):
-    """Whether the attribute that the instruction names has the value it asks for: 5 or 1.
-
-    Args:
-        verifier: whose eyes.
-    """
-
-    def __init__(self, verifier: VerifierName = "judge") -> None:
-        self.verifier = Verifier.load(verifier)
-
-    @override
-    def score(self, samples: Samples) -> Tensor:
-        """Score a batch; NaN where the instruction is none of the demo world's or the image is not finite."""
-        images, finite = finite_images(samples.images)
-        scores = torch.full((len(samples),), torch.nan)
-        for i, edit in _understood(samples):
-            if finite[i]:
-                shown = self.verifier.predict(images[i : i + 1], [samples.categories[i]])[0]
-                scores[i] = SCORE_MAX if shown.get(edit[0]) == edit[1] else SCORE_MIN
-        return scores
 
 
 class EditKeptReward(Reward):
@@ -60,17 +39,22 @@ class EditKeptReward(Reward):
 
     @override
     def score(self, samples: Samples) -> Tensor:
-        """Score a batch; NaN as in `EditDoneReward`."""
+        """Score a batch; NaN where the instruction is none of the demo world's or the image is not finite."""
         images, finite = finite_images(samples.images)
         scores = torch.full((len(samples),), torch.nan)
-        for i, (attribute, _) in _understood(samples):
-            if finite[i]:
-                category = samples.categories[i]
-                pair = torch.stack([samples.sources[i].cpu().float(), images[i]])
-                before, after = self.verifier.predict(pair, [category, category])
+        asked = {row: edit for row, edit in understood(samples).items() if finite[row]}
+        if asked:
+            rows, categories = list(asked), [samples.categories[row] for row in asked]
+            shown = zip(
+                self.verifier.predict(samples.sources[rows].cpu().float(), categories),
+                self.verifier.predict(images[rows], categories),
+                strict=True,
+            )
+            shares = []
+            for (attribute, _), category, (before, after) in zip(asked.values(), categories, shown, strict=True):
                 names = [a.name for a in ATTRIBUTES[category] if a.name != attribute]
-                share = sum(before[name] == after[name] for name in names) / len(names)
-                scores[i] = SCORE_MIN + (SCORE_MAX - SCORE_MIN) * share
+                shares.append(sum(before[name] == after[name] for name in names) / len(names))
+            scores[rows] = to_scale(torch.tensor(shares))
         return scores
 
 
@@ -122,16 +106,3 @@ class PreservationReward(Reward):
 
 def _key(source: Tensor, instruction: str) -> tuple[bytes, str]:
     return quantise(source[None]).numpy().tobytes(), instruction
-
-
-def _understood(samples: Samples) -> list[tuple[int, tuple[str, str]]]:
-    """Row and (attribute, value) of every edit that can be checked."""
-    found = []
-    for i, (text, category) in enumerate(zip(samples.prompts, samples.categories, strict=True)):
-        try:
-            edit = parse_instruction(text)
-        except ValueError:
-            continue
-        if samples.sources is not None and edit[0] in EDITABLE.get(category, ()):
-            found.append((i, edit))
-    return found

@@ -29,8 +29,9 @@ def problems(setup: Setup, parts: Components | None) -> list[str]:
         setup: the run.
         parts: its model on the meta device; None for stages that have no generator.
     """
-    found = [message for check in CHECKS for message in check(setup)]
-    if parts is not None:
+    checks = CHECKS if setup.stage == "fit" else [check for check in CHECKS if check not in OF_TRAINING]
+    found = [message for check in checks for message in check(setup)]
+    if parts is not None and setup.stage == "fit":
         found += _disk(setup, parts)
     return found
 
@@ -201,6 +202,15 @@ CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (
     _whole_iterations,
     _can_resume,
     _precision,
+    _quantised_optimizer,
+    _full_copies,
+)
+#: those that have nothing to say of a run that only samples
+OF_TRAINING = (
+    _ranks_share_prompts,
+    _manual_optimization,
+    _whole_iterations,
+    _can_resume,
     _quantised_optimizer,
     _full_copies,
 )

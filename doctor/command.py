@@ -1,4 +1,7 @@
-"""`python train.py doctor --config FILE ... [--device H100-80GB] [--fit 8xH100-80GB] [--utilisation 0.4]`."""
+"""`python train.py doctor --config FILE ... [--device H100-80GB] [--fit 8xH100-80GB] [--utilisation 0.4]`.
+
+`--stage test` checks a stack that is meant for another subcommand than `fit`.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,15 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
     fleet = None if options.fit is None else parse_fleet(options.fit)
     if not 0 < options.utilisation <= 1:
         raise SettingError(f"--utilisation is {options.utilisation}; it is a share of the peak, in (0, 1].")
-    setup = _setup(make_cli(_examination(base), ["fit", *rest]))
+    setup = _setup(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
     path = getattr(setup.model, "model_path", None)
     parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
     _refuse(problems(setup, parts))
     if parts is None:
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
+        return
+    if options.stage != "fit":
+        print("\n".join(["The configuration is sound.", *report.sources(path), *report.parameters(parts)]))
         return
     plan = make_plan(setup, parts)
     _show(plan, parts, path)
@@ -58,6 +64,9 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py doctor", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--stage", default="fit", choices=("fit", "validate", "test", "predict"), help="what will be run"
+    )
     parser.add_argument("--device", help="also estimate seconds an iteration on this device, and whether it fits")
     parser.add_argument("--fit", help="propose how to run the same work on so many of a device: 8xH100-80GB")
     parser.add_argument(
@@ -66,13 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examination(base: type) -> type:
+def _examination(base: type, stage: str) -> type:
     """A CLI that builds module and data and stops there: no trainer, no weights."""
 
     class Examination(base):
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
-            return {"fit": base.subcommands()["fit"]}  # the other parsers take time to make
+            return {stage: base.subcommands()[stage]}  # the other parsers take time to make
 
         def before_instantiate_classes(self) -> None:
             super().before_instantiate_classes()
@@ -99,7 +108,7 @@ def _plan_rewards(config: Any) -> None:
                 spec["class_path"] = "doctor.stubs.PlannedVLMReward"
 
 
-def _setup(cli: Any) -> Setup:
+def _setup(cli: Any, stage: str) -> Setup:
     config, built = cli.config[cli.subcommand], cli.config_init[cli.subcommand]
     trainer = config.trainer.as_dict() if hasattr(config.trainer, "as_dict") else dict(config.trainer)
     return Setup(
@@ -108,6 +117,7 @@ def _setup(cli: Any) -> Setup:
         trainer=trainer,
         callbacks=built.trainer.callbacks or (),
         run_directory=f"{config.run.dir}/{config.run.name}",
+        stage=stage,
     )
 
 

@@ -50,7 +50,9 @@ def find_device(name: str) -> Device:
     """
     known = {key.lower(): device for key, device in DEVICES.items()}
     if name.lower() not in known:
-        raise SettingError(f"--device: unknown device '{name}'.{nearest(name, DEVICES)} Known: {', '.join(DEVICES)}.")
+        longer = [known_as for known_as in DEVICES if known_as.lower().startswith(name.lower())]
+        hint = f" Did you mean '{longer[0]}'?" if longer else nearest(name, DEVICES)
+        raise SettingError(f"--device: unknown device '{name}'.{hint} Known: {', '.join(DEVICES)}.")
     return known[name.lower()]
 
 

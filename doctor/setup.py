@@ -29,6 +29,7 @@ class Setup:
         trainer: the trainer's settings as written in the config.
         callbacks: as built from it.
         run_directory: where checkpoints are written.
+        stage: `fit`, or `validate`, `test` or `predict`.
         changes: values that replace those of the config: `ranks`, `shards`, `offload`,
             `gather`, `checkpointing`.
     """
@@ -38,6 +39,7 @@ class Setup:
     trainer: dict[str, Any]
     callbacks: Sequence[Callback]
     run_directory: str
+    stage: str = "fit"
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property

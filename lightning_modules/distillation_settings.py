@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from flow.guidance import Guidance
 from flow.states import choose_states, kl_weights
 from models.adapters import check_adapter
 from models.compatibility import check_same_generator
+from suggestions import nearest
 
 #: value of `initial` that starts the student from `model_path`
 BASE = "base"
@@ -126,8 +126,7 @@ def student_path(model_path: str, initial: str, teachers: Mapping[str, TeacherSe
     if initial == BASE:
         return model_path
     if initial not in teachers:
-        near = difflib.get_close_matches(initial, [BASE, *teachers], 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = nearest(initial, [BASE, *teachers])
         raise ValueError(f"model.initial is '{initial}'; expected '{BASE}' or one of {', '.join(teachers)}.{hint}")
     if teachers[initial].adapter is not None:
         raise ValueError(
@@ -214,7 +213,7 @@ def check_scored(
     for task, names in scored.items():
         for name, known, what in [(task, TASKS, "tasks"), *((name, rewards, "rewards") for name in names)]:
             if name not in known:
-                near = difflib.get_close_matches(name, list(known), 1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"model.scored names '{name}'; the {what} are {', '.join(known)}.{hint}")
+                raise ValueError(
+                    f"model.scored names '{name}'; the {what} are {', '.join(known)}.{nearest(name, known)}"
+                )
     return {task: tuple(names) for task, names in scored.items()}

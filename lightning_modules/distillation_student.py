@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,23 +36,22 @@ from lightning_modules.distillation_settings import (
     student_path,
 )
 from lightning_modules.evaluation_steps import Drawn, EvaluationSteps
-from lightning_modules.optimizers import apply_settings, settings_of
 from lightning_modules.phases import PhaseClock
 from lightning_modules.sampling import Sampler
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
 from lightning_modules.student_states import States, measure_gap, student_states
 from lightning_modules.teachers import TeacherBank
+from lightning_modules.trained_weights import TransformerTraining
 from lightning_modules.velocity_gap import VelocityGap
 from models import ImageModel, load_image_model
-from models.adapters import add_lora
 from models.loading import peek_sigmas
 from rewards import Reward
 from strategies import distribute
-from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
+from strategies.gradients import over_ranks
 from strategies.sharding import gathered
 
 
-class DistillationStudent(EvaluationSteps):
+class DistillationStudent(TransformerTraining, EvaluationSteps):
     """Trains one generator to follow a teacher on each task.
 
     Args:
@@ -73,6 +71,8 @@ class DistillationStudent(EvaluationSteps):
         test_members: images a prompt in `test` and `predict`.
         seed: of noise and of the choice of states.
     """
+
+    suspects = "the teachers' velocities (gap/...)"
 
     def __init__(
         self,
@@ -152,12 +152,7 @@ class DistillationStudent(EvaluationSteps):
             return
         size = (self.image_size, self.image_size)
         model = load_image_model(self.start_path, image_size=size)
-        if self.lora is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
-                add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
-        else:
-            model.transformer.requires_grad_(True)
+        self.choose_trained(model)
         self.model = model
         self.sampler = Sampler(
             sigmas=model.sigmas(self.distillation_settings.num_steps),
@@ -170,16 +165,6 @@ class DistillationStudent(EvaluationSteps):
             self.bank = TeacherBank(model, self.teachers, model_path=self.model_path, shared_path=shared)
         # Adapters of teachers that the student's own transformer plays are there by now.
         model.uniform_forwards = distribute(self, model, model.shard_units())
-
-    @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
-        self._settings = settings_of(optimizer)
-        return optimizer
-
-    @override
-    def on_train_start(self) -> None:
-        apply_settings(self.optimizers().optimizer, self._settings)
 
     @override
     def asks(self, name: str, task: str) -> bool:
@@ -258,28 +243,11 @@ class DistillationStudent(EvaluationSteps):
 
     def _update(self, states: States, targets: list[Tensor]) -> dict[str, float]:
         """One optimizer step, skipped (and counted) where the gradient is not finite."""
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
+        self.optimizers().zero_grad()
         with gathered(self.model.transformer):
             metrics = self.accumulate_gradients(states, targets)
-        trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
-        norm = finish_gradients(trainable, self.gradient_clip)
-        metrics["gradient_norm"] = float(norm)
-        if finite_everywhere(norm, torch.tensor(metrics["loss"])):
-            optimizer.step()
-            self.skipped = 0
-        else:
-            self._skip(optimizer)
-        return metrics
-
-    def _skip(self, optimizer: Any) -> None:
-        optimizer.zero_grad()
-        self.skipped += 1
-        if self.skipped >= self.distillation_settings.max_skipped:
-            raise RuntimeError(
-                f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a gradient that is not "
-                "finite. Lower the learning rate, or look at the teachers' velocities (gap/...) of the last iterations."
-            )
+        norm = self.finish_update(torch.tensor(metrics["loss"]), max_skipped=self.distillation_settings.max_skipped)
+        return metrics | {"gradient_norm": float(norm)}
 
     def _log_iteration(self, batch: Prompts, metrics: dict[str, float]) -> None:
         metrics = over_ranks(metrics)
@@ -337,9 +305,7 @@ class DistillationStudent(EvaluationSteps):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        prefix, parameters = "model.transformer.", self.model.transformer.named_parameters()
-        kept = {prefix + name for name, p in parameters if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        super().on_save_checkpoint(checkpoint)
         checkpoint["distillation"] = {
             "iteration": self.iteration,
             "skipped": self.skipped,
@@ -348,12 +314,7 @@ class DistillationStudent(EvaluationSteps):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
-        self.configure_model()
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["distillation"]
         self.iteration, self.skipped = state["iteration"], state["skipped"]
         self.lowest_gaps = dict(state["lowest_gaps"])
-
-    def export(self, path: str | Path) -> None:
-        """Write the student in the diffusers layout: plain diffusers samples it at guidance 1."""
-        self.model.save_pretrained(path)

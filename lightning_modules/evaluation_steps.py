@@ -21,9 +21,9 @@ from typing_extensions import override
 
 from datamodules.batches import Captioned, Prompts, TaskBatches, labels
 from lightning_modules.sampling import Sampler
-from lightning_modules.scoring import score_all
+from lightning_modules.scoring import samples_of, score_all
 from models import ImageModel
-from rewards import Reward, Samples
+from rewards import Reward
 from strategies.sharding import gather, release
 
 
@@ -72,11 +72,8 @@ class EvaluationSteps(LightningModule):
         self.model.transformer.eval()
         images = self.sampler.images(self.model, batch, members=members)
         repeated = batch.repeat_interleave(members)
-        samples = Samples(
-            images=images, prompts=repeated.texts, categories=repeated.categories, sources=repeated.sources
-        )
         asked = {name: scorer for name, scorer in scorers.items() if self.asks(name, batch.task)}
-        columns = score_all(asked, samples).unbind(dim=1)
+        columns = score_all(asked, samples_of(repeated, images)).unbind(dim=1)
         self.drawn = Drawn(prompts=repeated, images=images, scores=dict(zip(asked, columns, strict=True)))
         return self.drawn
 

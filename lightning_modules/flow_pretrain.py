@@ -20,6 +20,7 @@ from flow.objectives import velocity_matching_loss
 from flow.schedule import noise_latents
 from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.settings import check_optimizer, check_positive
+from lightning_modules.trained_weights import expect_trained, keep_trained
 from models import ImageModel, load_image_model
 from models.loading import peek_grid
 from strategies import distribute
@@ -148,14 +149,12 @@ class FlowPretrain(ScheduledOptimizer):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        kept = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        keep_trained(checkpoint, self)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
-        self.configure_model()
+        expect_trained(self)
 
     def export(self, path: str | Path) -> None:
         """Write the generator in the diffusers layout."""

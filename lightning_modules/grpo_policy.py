@@ -13,7 +13,6 @@ Shapes: P prompts, G images a prompt, N = P G samples, K rewards.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +26,11 @@ from lightning_modules.evaluation_steps import EvaluationSteps
 from lightning_modules.hooks import FixedWeights, GroupGate, WeightSource, weights_by_task
 from lightning_modules.iteration import Iteration, Piece
 from lightning_modules.objectives import OBJECTIVES, Rollout
-from lightning_modules.optimizers import apply_settings, settings_of
 from lightning_modules.pending import PendingScores
 from lightning_modules.phases import PhaseClock
 from lightning_modules.reward_metrics import reward_metrics
 from lightning_modules.sampling import Sampler, group_rollout
+from lightning_modules.scoring import samples_of
 from lightning_modules.settings import (
     LoraSettings,
     ObjectiveSettings,
@@ -44,10 +43,9 @@ from lightning_modules.shadow import ShadowWeights, reference_weights
 from lightning_modules.updates import PolicyUpdates
 from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
-from models.adapters import add_lora
 from models.loading import peek_sigmas
 from models.memory import FrozenDtype, save_memory
-from rewards import Reward, Samples
+from rewards import Reward
 from strategies import distribute
 from strategies.gradients import over_ranks
 from strategies.sharding import gathered
@@ -75,6 +73,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         test_members: images a prompt in `test` and `predict`.
         seed: of noise, windows and noise levels.
     """
+
+    suspects = "the rewards"
 
     def __init__(
         self,
@@ -134,12 +134,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
             return
         model = load_image_model(self.model_path, image_size=(self.image_size, self.image_size))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
-        if self.lora is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
-                add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
-        else:
-            model.transformer.requires_grad_(True)
+        self.choose_trained(model)
         save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
         model.uniform_forwards = distribute(self, model, model.shard_units())
         self.model = model
@@ -154,16 +149,6 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.reference = None
         if self.objective.uses_reference:
             self.reference = reference_weights(model.transformer, adapter=self.lora is not None)
-
-    @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.make_optimizer([p for p in self.model.transformer.parameters() if p.requires_grad])
-        self._settings = settings_of(optimizer)
-        return optimizer
-
-    @override
-    def on_train_start(self) -> None:
-        apply_settings(self.optimizers().optimizer, self._settings)
 
     # ----------------------------------------------------------------- one iteration
 
@@ -237,11 +222,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     def _submit(self, prompts: Prompts, images: Tensor, pending: PendingScores) -> Scored:
         """Send the images of every group to the rewards of their task."""
         repeated = prompts.repeat_interleave(self.rollout_settings.group_size)
-        samples = Samples(
-            images=images, prompts=repeated.texts, categories=repeated.categories, sources=repeated.sources
-        )
         asked = [name for name in self.rewards if self.asks(name, prompts.task)]
-        return Scored(samples=repeated, scores=pending.submit(samples, asked))
+        return Scored(samples=repeated, scores=pending.submit(samples_of(repeated, images), asked))
 
     def _outcomes(self, scored: Sequence[Scored]) -> Iterator[Outcome]:
         """Scores and advantages, each piece's as soon as it can be had."""
@@ -304,9 +286,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        prefix, trainable = "model.transformer.", dict(self.model.transformer.named_parameters())
-        kept = {prefix + name for name, p in trainable.items() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        super().on_save_checkpoint(checkpoint)
         checkpoint["grpo"] = {"iteration": self.iteration, "skipped": self.skipped}
         for name in ("old", "reference"):
             shadow = getattr(self, name)
@@ -315,14 +295,9 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
-        self.configure_model()
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["grpo"]
         self.iteration, self.skipped = state["iteration"], state["skipped"]
         for name in ("old", "reference"):
             if getattr(self, name) is not None and name in state:
                 getattr(self, name).load_state_dict(state[name])
-
-    def export(self, path: str | Path) -> None:
-        """Write the trained generator in the diffusers layout."""
-        self.model.save_pretrained(path)

@@ -5,7 +5,6 @@ Shapes: N samples, K rewards.
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import TASKS
+from suggestions import nearest
 
 #: weights of rewards by name, for each task
 TaskWeights = dict[str, dict[str, float]]
@@ -122,7 +122,7 @@ def weights_by_task(
     for task, row in weights.items():
         key = f"model.reward_weights.{task}" if nested else "model.reward_weights"
         _check_names(row, reward_names, key, "rewards")
-        _check_values(row, key)
+        check_shares(row, key)
         ordered[task] = {name: float(row[name]) for name in reward_names if name in row}
     unasked = [name for name in reward_names if not any(name in row for row in ordered.values())]
     if unasked:
@@ -136,12 +136,15 @@ def weights_by_task(
 def _check_names(given: Iterable[str], known: Sequence[str], key: str, kind: str) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, list(known), 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{key} names '{name}'; the {kind} are {', '.join(known)}.{hint}")
+            raise ValueError(f"{key} names '{name}'; the {kind} are {', '.join(known)}.{nearest(name, known)}")
 
 
-def _check_values(weights: Mapping[str, float], key: str) -> None:
+def check_shares(weights: Mapping[str, float], key: str) -> None:
+    """Refuse weights that are negative, or do not sum to 1, by the name of their setting.
+
+    Raises:
+        ValueError: with the weights and their sum.
+    """
     total = sum(weights.values())
     # `not >=` also refuses NaN
     if not weights or not min(weights.values()) >= 0 or not abs(total - 1) <= _SUM_TOLERANCE:

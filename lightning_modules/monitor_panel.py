@@ -20,8 +20,8 @@ from flow.noise import Stream
 from flow.schedule import noise_latents
 from lightning_modules.grpo_policy import GRPOPolicy
 from lightning_modules.iteration import Iteration
-from lightning_modules.scoring import score_safely
-from rewards import Reward, Samples
+from lightning_modules.scoring import samples_of, score_safely
+from rewards import Reward
 
 #: noise levels at which the unconditional branch is compared with that of the base
 DRIFT_SIGMAS = (0.9, 0.6, 0.3)
@@ -124,7 +124,7 @@ class MonitorPanel:
         found: list[dict[str, Tensor]] = []
         for part, images in zip(iteration.prompts, iteration.images, strict=True):
             members = len(images) // len(part)
-            scores = score_safely(self.policy.monitors, _samples(part.repeat_interleave(members), images))
+            scores = score_safely(self.policy.monitors, samples_of(part.repeat_interleave(members), images))
             values = {f"panel/{name}": scores[:, k] for k, name in enumerate(self.policy.monitors)}
             values |= image_measures(images.float()) | {"diversity": group_diversity(images.float(), members)}
             found.append({name: value.cpu() for name, value in values.items()})
@@ -137,7 +137,7 @@ class MonitorPanel:
         """Raw scores (N, scorers) on the CPU; NaN where a scorer is not among those asked about a part."""
         scores = []
         for part, drawn, names in zip(self.prompts, images, asked, strict=True):
-            samples = _samples(part.repeat_interleave(self.members), drawn)
+            samples = samples_of(part.repeat_interleave(self.members), drawn)
             found = dict(zip(names, score_safely({n: scorers[n] for n in names}, samples).unbind(1), strict=True))
             missing = torch.full((len(drawn),), torch.nan)
             scores.append(torch.stack([found.get(name, missing) for name in scorers], dim=1))
@@ -182,10 +182,6 @@ class MonitorPanel:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what the first look of the run fixed."""
         self._latents, self._velocities = state["latents"], state["velocities"]
-
-
-def _samples(prompts: Prompts, images: Tensor) -> Samples:
-    return Samples(images=images, prompts=prompts.texts, categories=prompts.categories, sources=prompts.sources)
 
 
 def _statistics(**scorers: Mapping[str, Reward]) -> dict[str, float]:

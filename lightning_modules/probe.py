@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from datamodules.batches import Prompts
 from lightning_modules.grpo_policy import GRPOPolicy
-from lightning_modules.scoring import score_all
-from rewards import Samples
+from lightning_modules.scoring import samples_of, score_all
 from rewards.composite import weighted_mean
 
 #: half-widths of a 95 % interval, in standard errors
@@ -112,12 +111,7 @@ def held_out_rewards(module: GRPOPolicy, held_out: Sequence[Prompts]) -> Tensor:
         with torch.random.fork_rng(devices=devices):
             for prompts in held_out:
                 prompts = prompts.to(module.device)
-                samples = Samples(
-                    images=module.sampler.images(module.model, prompts),
-                    prompts=prompts.texts,
-                    categories=prompts.categories,
-                    sources=prompts.sources,
-                )
+                samples = samples_of(prompts, module.sampler.images(module.model, prompts))
                 asked = {name: r for name, r in module.rewards.items() if module.asks(name, prompts.task)}
                 tasks = [prompts.task] * len(prompts)
                 weights = module.weight_source.weights(prompts.categories, tasks, list(asked))

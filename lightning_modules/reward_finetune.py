@@ -28,6 +28,7 @@ from flow.noise import Stream, keyed_generator
 from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.reward_settings import RewardObjective, check_reward_data, check_reward_settings
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
+from lightning_modules.trained_weights import expect_trained, keep_trained
 from models.sharding import vlm_unit
 from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_vlm, save_plain
 from models.whole import first_rank
@@ -298,15 +299,13 @@ class RewardFinetune(ScheduledOptimizer):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = self._trainable_names()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        keep_trained(checkpoint, self)
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward"] = {"validation": self.validation}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.strict_loading = False  # frozen weights come from model_path, not from the checkpoint
-        self.configure_model()
+        expect_trained(self)
         super().on_load_checkpoint(checkpoint)
         self.validation = checkpoint["reward"]["validation"]
         missing = self._trainable_names() - checkpoint["state_dict"].keys()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.batches import labels
 from lightning_modules.iteration import Iteration
+from lightning_modules.weight_table import effective_weights
 from rewards import Reward
 from rewards.composite import weighted_mean
 
@@ -38,12 +39,6 @@ def means_by_label(scores: Tensor, names: Sequence[str]) -> dict[str, float]:
         if values.numel():
             means[name] = values.mean().item()
     return means
-
-
-def effective_weights(scores: Tensor, weights: Tensor) -> Tensor:
-    """Weights (N, K) renormalised over what was scored; 0 where a sample has no score that weighs."""
-    present = weights * ~scores.isnan()
-    return present / present.sum(dim=1, keepdim=True).clamp_min(torch.finfo(present.dtype).tiny)
 
 
 def reward_metrics(rewards: Mapping[str, Reward], iteration: Iteration) -> dict[str, float]:
@@ -76,8 +71,8 @@ def reward_metrics(rewards: Mapping[str, Reward], iteration: Iteration) -> dict[
     if len(set(iteration.tasks)) > 1:
         values |= {f"task/{key}": value for key, value in means_by_label(weighted, iteration.tasks).items()}
     if len(rewards) > 1:
-        values |= _weights_by_label("weight", weights, names, list(rewards))
-        values |= _weights_by_label("weight_effective", effective_weights(scores, weights), names, list(rewards))
+        values |= weights_by_label("weight", weights, names, list(rewards))
+        values |= weights_by_label("weight_effective", effective_weights(weights, scores), names, list(rewards))
     return values
 
 
@@ -100,7 +95,7 @@ def combined(collected: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str,
     return whole
 
 
-def _weights_by_label(key: str, weights: Tensor, names: Sequence[str], rewards: Sequence[str]) -> dict[str, float]:
+def weights_by_label(key: str, weights: Tensor, names: Sequence[str], rewards: Sequence[str]) -> dict[str, float]:
     """Mean weight of each reward by label, from (N, K)."""
     values = {}
     for label, rows in _rows(names).items():

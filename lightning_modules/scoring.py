@@ -11,11 +11,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from datamodules.batches import Prompts
 from rewards import Reward, Samples
 from rewards.base import SCORE_MAX, SCORE_MIN
 
 #: rounding that a score may show beyond the scale
 _TOLERANCE = 1e-4
+
+
+def samples_of(prompts: Prompts, images: Tensor) -> Samples:
+    """What rewards are shown of images (N, 3, H, W), one a prompt."""
+    return Samples(images=images, prompts=prompts.texts, categories=prompts.categories, sources=prompts.sources)
 
 
 def score_all(rewards: Mapping[str, Reward], samples: Samples) -> Tensor:

@@ -8,34 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from lightning import LightningModule
 from torch import Tensor
 
 from lightning_modules.objectives import Objective, Rollout, micro_batches
 from lightning_modules.reward_metrics import combined
 from lightning_modules.settings import ObjectiveSettings
 from lightning_modules.shadow import AdapterOff, ShadowWeights
-from models import ImageModel
-from strategies.gradients import finish_gradients, finite_everywhere
+from lightning_modules.trained_weights import TransformerTraining
 from strategies.sharding import gathered
 
 
-class PolicyUpdates(LightningModule):
+class PolicyUpdates(TransformerTraining):
     """Updates of a policy by one `Objective`.
 
     A subclass sets everything below.
     """
 
-    model: ImageModel | None
     objective: Objective
     objective_settings: ObjectiveSettings
     #: the old policy and the one before training, where the objective uses them
     old: ShadowWeights | None
     reference: ShadowWeights | AdapterOff | None
-    gradient_clip: float
-    iteration: int
-    #: updates in a row that were not finite
-    skipped: int
 
     def old_weights(self) -> AbstractContextManager[None]:
         """Inside, the model computes with the old policy's weights, if there is one."""
@@ -77,14 +70,11 @@ class PolicyUpdates(LightningModule):
     def update_once(
         self, rollouts: Sequence[Rollout], advantages: Iterable[Tensor], prepared: Sequence[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """One optimizer step over all rollouts.
-
-        Where a loss or gradient of any rank is not finite, all of them skip the step, and count it.
+        """One optimizer step over all rollouts, left out where it would not be finite.
 
         Advantages are taken one rollout after another, each when its turn comes.
         """
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
+        self.optimizers().zero_grad()
         sizes = [len(rollout.conditioning) * self.objective.steps_a_sample(rollout) for rollout in rollouts]
         with gathered(self.model.transformer):
             found = [
@@ -92,21 +82,5 @@ class PolicyUpdates(LightningModule):
                 for rollout, ours, ready in zip(rollouts, advantages, prepared, strict=True)
             ]
         metrics = combined(list(zip(sizes, found, strict=True)))
-        trainable = [p for p in self.model.transformer.parameters() if p.requires_grad]
-        norm = finish_gradients(trainable, self.gradient_clip)
-        metrics["gradient_norm"] = norm
-        if finite_everywhere(norm, metrics["loss"]):
-            optimizer.step()
-            self.skipped = 0
-        else:
-            self._skip()
+        metrics["gradient_norm"] = self.finish_update(metrics["loss"], max_skipped=self.objective_settings.max_skipped)
         return metrics
-
-    def _skip(self) -> None:
-        self.optimizers().zero_grad()
-        self.skipped += 1
-        if self.skipped >= self.objective_settings.max_skipped:
-            raise RuntimeError(
-                f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a loss or gradient that "
-                "is not finite. Lower the learning rate, or look at the rewards of the last iterations."
-            )

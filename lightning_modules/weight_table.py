@@ -5,7 +5,6 @@ Shapes: N samples, C rows of a table, K rewards.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ import yaml
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_modules.hooks import WeightSource
+from lightning_modules.hooks import WeightSource, check_shares
+from suggestions import nearest
 
 #: the row of categories that have none of their own
 DEFAULT = "default"
-_SUM_TOLERANCE = 1e-4
 
 #: weights by category and reward
 Rows = Mapping[str, Mapping[str, float]]
@@ -61,7 +60,7 @@ class WeightTable:
             if name != DEFAULT and name not in known:
                 raise ValueError(
                     f"{where} has a row for '{name}'; the categories of the training prompts are "
-                    f"{', '.join(known)}.{_nearest(name, [*known, DEFAULT])}"
+                    f"{', '.join(known)}.{nearest(name, [*known, DEFAULT])}"
                 )
             _check_row(row, rewards, f"{where}.{name}")
         without = [name for name in known if name not in rows]
@@ -146,7 +145,7 @@ def read_rows(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
         return source
     path = Path(source)
     if not path.is_file():
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise ValueError(
             f"No weight table '{source}'.{near} `train.py curate --curation.propose={source}` suggests one."
         )
@@ -172,19 +171,11 @@ def _check_row(row: Any, rewards: Sequence[str], where: str) -> None:
     for name, weight in row.items():
         if name not in rewards:
             raise ValueError(
-                f"{where} names '{name}'; the rewards are {', '.join(rewards)}.{_nearest(str(name), rewards)}"
+                f"{where} names '{name}'; the rewards are {', '.join(rewards)}.{nearest(str(name), rewards)}"
             )
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise ValueError(f"{where}.{name} must be a number, received {weight!r}.")
     missing = [name for name in rewards if name not in row]
     if missing:
         raise ValueError(f"{where} has no entry for {', '.join(missing)} (0 switches a reward off).")
-    total = sum(row.values())
-    # `not >=` also refuses NaN
-    if not min(row.values()) >= 0 or not abs(total - 1) <= _SUM_TOLERANCE:
-        raise ValueError(f"{where} must be non-negative and sum to 1; received {dict(row)}, which sums to {total:g}.")
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    check_shares(row, where)

@@ -6,7 +6,6 @@ encoder, image decoder and schedule, and only the transformers need to be in mem
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models.loading import check_model_path, peek_grid, peek_sigmas
+from models.loading import check_model_path, peek_grid, peek_sigmas, read_config
 
-#: configs that must agree, by component
-_CONFIGS = {"transformer": "config.json", "vae": "config.json", "text_encoder": "config.json"}
+#: components whose configs must agree
+_CONFIGS = ("transformer", "vae", "text_encoder")
 #: entries of a config that say nothing of what the component computes
 _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures"}
 #: components whose weights post-training leaves alone
@@ -50,8 +49,8 @@ def check_same_generator(
     expected = check_model_path(reference)
     if family != expected:
         raise ValueError(f"{name}: '{path}' holds a {family}, '{reference}' a {expected}: they must be of one family.")
-    for component, file in _CONFIGS.items():
-        found = _differences(_config(Path(reference) / component / file), _config(Path(path) / component / file))
+    for component in _CONFIGS:
+        found = _differences(read_config(reference, component), read_config(path, component))
         if found:
             raise ValueError(
                 f"{name}: the {component} of '{path}' is not that of '{reference}': {', '.join(found[:3])}. "
@@ -71,12 +70,6 @@ def check_same_generator(
                 f"{name}: the {component} of '{path}' has other weights than that of '{reference}' ({different}). The "
                 "student's own is used for both, so the teacher would be shown what it never saw in training."
             )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"'{path.parent.parent}' has no {path.parent.name}/{path.name}: the directory is incomplete.")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _differences(expected: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:

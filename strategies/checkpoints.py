@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from strategies.checkpoint_files import (
     META,
+    PARTIAL,
     beside,
     is_sharded_checkpoint,
     put_in_place,
@@ -41,7 +42,7 @@ def save_shards(checkpoint: dict[str, Any], path: Path, *, is_first: bool, barri
         barrier: waits for all ranks.
     """
     rest, tensors = set_apart(checkpoint)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     if is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside(path).mkdir()

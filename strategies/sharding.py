@@ -107,10 +107,5 @@ def reduce_gradients(module: nn.Module, *, now: bool) -> None:
         part.set_requires_gradient_sync(now, recurse=False)
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether any part of the module is sharded."""
-    return any(True for _ in _parts(module))
-
-
 def _parts(module: nn.Module) -> Iterator[FSDPModule]:
     return (part for part in module.modules() if isinstance(part, FSDPModule))

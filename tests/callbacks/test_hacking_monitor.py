@@ -200,7 +200,6 @@ def test_what_could_never_alert_or_act_is_refused(policy, data, tmp_path):
             HackingMonitor(**bad)
 
 
-@pytest.mark.slow
 def test_a_planted_hack_is_caught_within_20_iterations(tmp_path):
     """The reward pays for brightness alone; the demo's monitors read attributes and soundness."""
     module = GRPOPolicy(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.bench_edit_rewards import EditDoneReward, EditKeptReward, PreservationReward
+from demo.bench_edit_rewards import EditKeptReward, PreservationReward
 from demo.bench_rewards import FACETS, EdgeReward, FacetReward, FidelityReward, PaletteReward, VarietyReward
 from demo.captions import caption
 from demo.degrade import CORRUPTIONS
+from demo.edit_rewards import EditSuccessReward
 from demo.edits import make_edit
 from demo.vocabulary import ATTRIBUTES, CATEGORIES
 from demo.wording import WRITERS
@@ -115,7 +116,7 @@ def test_edits_done_undone_and_overdone(tmp_path):
             sources=sources,
         )
 
-    done, kept, preserved = EditDoneReward(), EditKeptReward(), PreservationReward(str(path))
+    done, kept, preserved = EditSuccessReward("judge", "accuracy"), EditKeptReward(), PreservationReward(str(path))
     assert done.score(edit(targets)).mean() > 4.3
     assert done.score(edit(sources)).mean() < 1.7
     assert kept.score(edit(targets)).mean() > 4.5

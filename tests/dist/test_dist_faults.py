@@ -53,7 +53,14 @@ def assert_goes_on(run: Run, files: dict[str, str], expected: dict) -> int:
 
 @pytest.mark.parametrize(
     ("number", "rank"),
-    [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGUSR1, 1)],
+    [
+        (signal.SIGKILL, 1),
+        (signal.SIGTERM, 0),
+        *(
+            pytest.param(number, rank, marks=pytest.mark.slow)
+            for number, rank in ((signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGUSR1, 1))
+        ),
+    ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_at_a_random_moment(recorded, files, tmp_path, pytestconfig, number: signal.Signals, rank: int) -> None:
@@ -94,7 +101,10 @@ def _wait_for_a_step(run: Run, ranks: list) -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("function", ["dcp.save", "write_meta", "put_in_place"])
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param("dcp.save", marks=pytest.mark.slow), "write_meta", pytest.param("put_in_place", marks=pytest.mark.slow)],
+)
 def test_a_crash_inside_a_save(recorded, files, tmp_path, function: str) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
     run = run_in(tmp_path, files, extra=(CrashInSave(4, function),))

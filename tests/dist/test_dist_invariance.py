@@ -7,6 +7,7 @@ import torch
 
 pytestmark = pytest.mark.dist
 
+REPLICATED = pytest.param("replicated", marks=pytest.mark.slow)
 STAGES = ("flow_pretrain", "reward_finetune", "nft", "clipped", "student")
 
 
@@ -20,7 +21,7 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("strategy", ["fsdp2", "replicated"])
+@pytest.mark.parametrize("strategy", ["fsdp2", REPLICATED])
 def test_two_ranks_train_as_one_process_does(recorded, stage: str, strategy: str) -> None:
     alone, spread = recorded(stage, "single", 1), recorded(stage, strategy, 2)
     assert spread["losses"].keys() == alone["losses"].keys()
@@ -35,7 +36,7 @@ def test_two_ranks_train_as_one_process_does(recorded, stage: str, strategy: str
 
 
 @pytest.mark.parametrize("stage", ["nft", "clipped"])
-@pytest.mark.parametrize("strategy", ["fsdp2", "replicated"])
+@pytest.mark.parametrize("strategy", ["fsdp2", REPLICATED])
 def test_two_ranks_draw_the_samples_that_one_process_draws(recorded, stage: str, strategy: str) -> None:
     alone, spread = recorded(stage, "single", 1), recorded(stage, strategy, 2)
     first = min(alone["samples"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from dist_runs import LORA
-from test_dist_invariance import assert_close
+from test_dist_invariance import STAGES, assert_close
 
 pytestmark = pytest.mark.dist
 
@@ -32,10 +32,8 @@ def assert_same(found: dict, expected: dict) -> None:
     [
         ("nft", "fsdp2", {}),
         ("clipped", "fsdp2", {"module": {"lora": LORA}}),
-        ("nft", "replicated", {}),
-        ("flow_pretrain", "fsdp2", {}),
-        ("student", "fsdp2", {}),
-        ("reward_finetune", "fsdp2", {}),
+        pytest.param("nft", "replicated", {}, marks=pytest.mark.slow),
+        *(pytest.param(stage, "fsdp2", {}, marks=pytest.mark.slow) for stage in STAGES if stage not in ("nft", "clipped")),
     ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(recorded, stage, strategy, changes) -> None:
@@ -43,6 +41,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(recorded, stage,
     assert_same(recorded(stage, strategy, 2, resume=after_first(whole), **changes), whole)
 
 
+@pytest.mark.slow
 def test_one_file_from_shards_and_back(recorded) -> None:
     whole = recorded("nft", "fsdp2", 2)
     in_files = recorded("nft", "fsdp2", 2, strategy_settings={"sharded_checkpoints": False})

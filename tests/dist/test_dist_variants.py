@@ -10,7 +10,7 @@ from callbacks import ExportModel
 from models import load_image_model
 from models.vision_language import load_vlm
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("setting", ["activation_checkpointing", "cpu_offload"])

@@ -39,7 +39,7 @@ def toy_overlay(directory: Path, config: str, model_path: str, *, edit: bool) ->
             "class_path": real["model"]["class_path"],
             "init_args": {
                 "model_path": model_path, "image_size": 32, "rewards": dict.fromkeys(names, PLANTED),
-                "rollout": {"group_size": 2, "num_steps": 10},
+                "rollout": {"group_size": 2, "num_steps": 10, "allow_coarse_guidance": True},
             },
         },
         "data": {

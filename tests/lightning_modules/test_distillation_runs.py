@@ -104,7 +104,7 @@ def test_a_short_distillation_takes_the_base_to_its_teacher(student, moved, data
         optimizer=partial(torch.optim.AdamW, lr=3e-4, betas=(0.9, 0.99)),
     )
     gaps = []
-    run = trainer(tmp_path, 24, **(VALIDATED | {"val_check_interval": 8}))
+    run = trainer(tmp_path, 16, **(VALIDATED | {"val_check_interval": 16}))
     run.validate(module, data(prompts_per_step=6), verbose=False)
     gaps.append(float(run.callback_metrics["val/t2i/gap"]))
     run.fit(module, data(prompts_per_step=6))
@@ -158,7 +158,7 @@ def test_a_student_is_drawn_without_its_teachers(student, tasks_data, tmp_path) 
     )
     assert module.bank is None
     names = sorted(p.name for p in (tmp_path / "images").glob("*.png"))
-    assert names == [f"{i}_0.png" for i in range(16, 20)] + [f"edit_{i}_0.png" for i in range(1012, 1016)]
+    assert names == [f"{i}_0.png" for i in range(16, 20)] + [f"edit_{i}_0.png" for i in range(16, 20)]
 
 
 def test_plain_diffusers_draws_the_exported_student_at_guidance_1(student, tasks_data, tmp_path) -> None:

@@ -202,7 +202,7 @@ def test_the_cut_into_pieces_changes_nothing(policy, mixed, tmp_path, kind: str,
         module = policy(
             kind,
             rollout={"batch_size": size},
-            objective={"updates": updates, "clip_range": 0.1},
+            objective={"updates": updates, "clip_range": 0.05},
             optimizer=partial(torch.optim.SGD, lr=1.0),
             rewards={"brightness": ThreadedReward(Brightness())},
         )

@@ -52,7 +52,6 @@ def settings(*names: str) -> tuple[RolloutSettings, ObjectiveSettings]:
     return RolloutSettings(**rollout), ObjectiveSettings(**objective)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [(), ("guidance/rollout_only",)], ids=["unguided", "guided"])
 @pytest.mark.parametrize(
     "names",
@@ -61,10 +60,10 @@ def settings(*names: str) -> tuple[RolloutSettings, ObjectiveSettings]:
         ("objective/nft",),
         ("objective/clipped",),
         ("objective/guarded",),
-        ("objective/clipped", "sampler/cps"),
-        ("objective/clipped", "sampler/dance"),
-        ("objective/clipped", "window/sliding"),
-        ("objective/clipped", "objective/step_weights"),
+        *(
+            pytest.param(("objective/clipped", other), marks=pytest.mark.slow)
+            for other in ("sampler/cps", "sampler/dance", "window/sliding", "objective/step_weights")
+        ),
     ],
     ids=lambda names: "+".join(name.split("/")[1] for name in names) or "demo",
 )
@@ -74,7 +73,6 @@ def test_reward_rises_along_the_update_of_shipped_configs(names: tuple[str, ...]
     assert found.rise > found.error
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "uphill"),
     [

@@ -185,7 +185,8 @@ def test_statistics_count_what_was_scored() -> None:
     assert fresh.statistics() == {}  # told once
     reward().statistics()
     written = reward().answers(samples(6)).reasoning
-    assert reward().statistics()["reasoning_length"] == pytest.approx(sum(map(len, written)) / 6) > 0
+    assert reward().statistics()["reasoning_length"] == pytest.approx(sum(map(len, written)) / 6)
+    assert any(written)
 
 
 def test_export_gives_the_scores_of_the_modules_validation() -> None:
