@@ -17,6 +17,7 @@ from demo.vocabulary import ATTRIBUTES
 OBJECTS = {("plant", "kind"), ("typography", "text")}
 YES, NO, MISSING = "yes", "no", "missing"
 DONE, HALF, UNDONE = "done", "half", "undone"
+KEPT, CHANGED = "kept", "changed"
 #: stands for everything unnamed that makes this person or plant that one
 IDENTITY = "identity"
 #: an edit that also broke the picture
@@ -80,10 +81,13 @@ def judge_edit(
 ) -> Judgement:
     """Compare an edit's result with its instruction and its source.
 
-    The reasoning lists every attribute before and after, then the verdict: who writes it down compares words, not
-    pictures. Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The
-    rest: every other attribute that changed, and what is broken besides. Undone scores 1; half 3, or 2 if anything
-    else changed; done 5, 4 or 3 as nothing, one thing or more changed, a lost identity counting for two.
+    The reasoning puts what is compared side by side: of the attribute to change, the value asked for, the one shown
+    and the one before, with the verdict; of every other, before and after; then all that changed. Who writes it down
+    compares neighbouring words, not pictures.
+
+    Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The rest: every
+    other attribute that changed, and what is broken besides. Undone scores 1; half 3, or 2 if anything else changed;
+    done 5, 4 or 3 as nothing, one thing or more changed, a lost identity counting for two.
 
     Args:
         attribute: to change.
@@ -94,19 +98,19 @@ def judge_edit(
         broken: `IDENTITY`, `DAMAGE`, both or neither.
     """
     shown = after.get(attribute, "none")
-    core = DONE if shown == asked else UNDONE if shown == before.get(attribute, "none") else HALF
+    old = before.get(attribute, "none")
+    core = DONE if shown == asked else UNDONE if shown == old else HALF
     names = [a.name for a in ATTRIBUTES[category] if a.name != attribute]
     changed = [n for n in names if before.get(n, "none") != after.get(n, "none")]
     changed += [name for name in (IDENTITY, DAMAGE) if name in broken]
     weight = sum(_WEIGHTS.get(name, 1) for name in changed)
     score = {DONE: 5 - min(weight, 2), HALF: 3 - min(weight, 1), UNDONE: 1}[core]
-    seen = [
-        f"{say('', a.name)}: {say(a.name, before.get(a.name, 'none'))} {say(a.name, after.get(a.name, 'none'))}"
-        for a in ATTRIBUTES[category]
-    ]
+    lines = [f"{say('', attribute)} {say(attribute, asked)}: {say(attribute, shown)} {say(attribute, old)} {core}"]
+    for name in names:
+        values = f"{say(name, before.get(name, 'none'))} {say(name, after.get(name, 'none'))}"
+        lines.append(f"{say('', name)}: {values} {CHANGED if name in changed else KEPT}")
     rest = " and ".join(say("", name) for name in changed) or "nothing"
-    verdict = f"{say('', attribute)} {say(attribute, asked)} {core}, changed {rest}"
-    return Judgement(score=score, reasoning=", ".join((*seen, verdict)))
+    return Judgement(score=score, reasoning=", ".join((*lines, f"{CHANGED} {rest}")))
 
 
 def judge_damage(kinds: Sequence[str], grade: int) -> Judgement:

@@ -20,14 +20,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from demo.vlm_seeing import teach_seeing
+from demo.vlm_seeing import build_reader, seeing_loss, targets, teach_seeing
 from demo.vlm_tasks import TASKS, Example, Pool, corpus, load_pool, task_batch
+from demo.world import keyed_rng
 from models.tiny_vlm import build_vlm, build_vlm_tokenizer
 from rewards.conversation import IGNORED, encode_questions, pad_left
 
 #: seeds of pre-training's scenes are far from those of annotations, prompts and verifiers
 POOL_SEED, HELD_OUT_SEED = 7000, 7500
 HELD_OUT = 64
+_SEEING_STREAM = 41
+#: pictures a step whose attributes are read off the image tokens: seeing goes on being taught, for a tenth of the time
+_SEEN = 32
+_SEEING_WEIGHT = 0.25
 
 
 def language_batch(processor: Qwen3VLProcessor, examples: Sequence[Example]) -> tuple[dict[str, Any], Tensor]:
@@ -117,7 +122,10 @@ def train(
         checkpoint: file to go on from, if it is there, and to keep progress in.
         every: steps between measurements and checkpoints.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
+    reader, wanted_N = build_reader(model, processor, seed), targets(pool.scenes)
+    # The reader shares the word embeddings, and says so: each parameter is listed once.
+    parameters = list(dict.fromkeys([*model.parameters(), *reader.parameters()]))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     first = 0
     if checkpoint.exists():
@@ -127,6 +135,7 @@ def train(
         first = state["step"]
         model.load_state_dict(state["model"])
         if "optimizer" in state:
+            reader.load_state_dict(state["reader"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
     start = time.perf_counter()
@@ -137,7 +146,10 @@ def train(
             loss, _, _ = answer_loss(model, processor, task_batch(name, pool, seed, step))
             (loss / len(TASKS)).backward()
             losses[name] = loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rng = keyed_rng(seed, step, _SEEING_STREAM)
+        loss, losses["seen"] = seeing_loss(model, processor, reader, pool, wanted_N, rng, _SEEN)
+        (_SEEING_WEIGHT * loss).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -146,7 +158,7 @@ def train(
         if step % every == every - 1 or step == steps - 1:
             for name, (part, whole) in measure(model, processor, held_out).items():
                 print(f"  held-out {name:9s} parts {part:.3f}  whole answers {whole:.3f}", flush=True)
-            _keep(checkpoint, step + 1, steps, model, optimizer=optimizer, schedule=schedule)
+            _keep(checkpoint, step + 1, steps, model, reader=reader, optimizer=optimizer, schedule=schedule)
     model.eval()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -107,6 +108,40 @@ def accuracy(logits: Tensor, wanted: Tensor) -> float:
     return (logits.argmax(-1) == wanted)[known].float().mean().item()
 
 
+def build_reader(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, seed: int) -> SlotReader:
+    """A reader with random weights of its own; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SlotReader(model.get_input_embeddings(), word_tokens(processor))
+
+
+def seeing_loss(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    reader: SlotReader,
+    pool: Pool,
+    wanted_N: Tensor,
+    rng: np.random.Generator,
+    batch: int,
+) -> tuple[Tensor, float]:
+    """Cross-entropy of the slots of a batch of pictures, and the share that is read right.
+
+    Args:
+        model: whose vision tower sees.
+        processor: of the model.
+        reader: of its image tokens.
+        pool: to draw from.
+        wanted_N: `targets` of the pool's scenes.
+        rng: decides which pictures, and how they are imitated.
+        batch: pictures.
+    """
+    rows = rng.integers(len(pool.scenes), size=batch)
+    logits = reader(image_tokens(model, processor, imitated(pool.images[rows], rng)))
+    wanted = wanted_N[rows]
+    loss = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    return loss, accuracy(logits, wanted)
+
+
 def teach_seeing(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
@@ -133,9 +168,7 @@ def teach_seeing(
     Returns:
         accuracy on clean held-out renders.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reader = SlotReader(model.get_input_embeddings(), word_tokens(processor))
+    reader = build_reader(model, processor, seed)
     parameters = [*model.model.visual.parameters(), *reader.parameters()]
     # The deepest features alone are read here, so the intermediate ones get no gradient.
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -145,10 +178,7 @@ def teach_seeing(
     model.train()
     for step in range(steps):
         rng = keyed_rng(seed, step, _SEEING_STREAM)
-        rows = rng.integers(len(pool.scenes), size=batch)
-        logits = reader(image_tokens(model, processor, imitated(pool.images[rows], rng)))
-        wanted = wanted_N[rows]
-        loss = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+        loss, correct = seeing_loss(model, processor, reader, pool, wanted_N, rng, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -157,7 +187,7 @@ def teach_seeing(
         if step % 50 == 49 or step == steps - 1:
             spent = time.perf_counter() - start
             print(
-                f"seeing {step + 1:5d}/{steps}  loss {loss.item():.3f}  accuracy {accuracy(logits, wanted):.3f}  "
+                f"seeing {step + 1:5d}/{steps}  loss {loss.item():.3f}  accuracy {correct:.3f}  "
                 f"{(step + 1) * batch / spent:.0f} images/s  {spent:.0f} s",
                 flush=True,
             )

@@ -219,7 +219,7 @@ TASKS: dict[str, tuple[Task, int]] = {
     "describe": (describe, 8),
     "check": (check, 12),
     "compare": (compare, 20),
-    "damage": (name_damage, 12),
+    "damage": (name_damage, 20),
 }
 
 

@@ -105,14 +105,20 @@ def test_outcomes_of_an_edit_are_judged_as_what_they_are() -> None:
                 broken=made.broken,
             )
             scores[name].add(told.score)
-            *seen, verdict, _ = told.reasoning.split(", ")
-            core = verdict.split()[-1]
+            core, *rest, _ = told.reasoning.split(", ")
             wanted = {"half": "half", "half_more": "half", "undone": "undone", "wrong": "undone"}.get(name, "done")
-            assert core == wanted
-            assert len(seen) == len(ATTRIBUTES[pair.category])
-            shown = made.scene.attributes.get(pair.attribute, "none").replace("_", " ")
-            before = pair.source.attributes.get(pair.attribute, "none").replace("_", " ")
-            assert f"{pair.attribute.replace('_', ' ')}: {before} {shown}" in seen
+            before, shown, asked = (
+                value.replace("_", " ")
+                for value in (
+                    pair.source.attributes.get(pair.attribute, "none"),
+                    made.scene.attributes.get(pair.attribute, "none"),
+                    pair.value,
+                )
+            )
+            assert core == f"{pair.attribute.replace('_', ' ')} {asked}: {shown} {before} {wanted}"
+            assert len(rest) == len(ATTRIBUTES[pair.category]) - 1
+            for line in rest:
+                assert line.endswith("kept") == (line.split(": ")[1].split()[0] == line.split()[-2])
             assert told.reasoning.endswith("changed nothing") == (name in ("right", "half", "undone"))
     expected = {"right": 5, "more": 4, "damaged": 4, "identity": 3, "half": 3, "half_more": 2, "undone": 1, "wrong": 1}
     assert scores == {name: {score} for name, score in expected.items()}
