@@ -186,13 +186,10 @@ class TeacherBank:
         transformer = empty_component(next(iter(places.values())), "transformer", dtype).requires_grad_(False)
         self._load_adapters(transformer, self._keys.keys())
         spread(transformer, (_with_transformer(self._student, transformer).shard_units()[0],))
-        kind, targets = (
-            type(transformer),
-            {n.replace(".base_layer", ""): t for n, t in stored_tensors(transformer).items()},
-        )
-        weights = {
-            path: own_pieces(targets, StoredComponent(place / "transformer", kind)) for path, place in places.items()
-        }
+        targets = {n.replace(".base_layer", ""): t for n, t in stored_tensors(transformer).items()}
+        weights = {}
+        for path, place in places.items():
+            weights[path] = own_pieces(targets, StoredComponent(place / "transformer", type(transformer)))
         return TeacherSlot(transformer, weights, offload=offload)
 
     def has_own_transformer(self, task: str) -> bool:

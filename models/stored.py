@@ -31,6 +31,10 @@ class WeightReader(ABC):
         """The tensor, as stored, on the CPU."""
 
     @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading it."""
+
+    @abstractmethod
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of the names that could not be read."""
 
@@ -66,6 +70,13 @@ class StoredComponent(WeightReader):
             return weights.get_tensor(name)
 
     @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        if self._loaded is not None:
+            return tuple(self._loaded[name].shape)
+        with safe_open(self._files[name], framework="pt") as weights:
+            return tuple(weights.get_slice(name).get_shape())
+
+    @override
     def missing(self, names: Iterable[str]) -> list[str]:
         wanted = list(names)
         if self._loaded is None and _is_of_transformers(self._kind) and not self._files.keys() >= set(wanted):
@@ -96,6 +107,11 @@ class StoredParts(WeightReader):
     def read(self, name: str) -> Tensor:
         part, rest = self._place(name)
         return self._parts[part].read(rest)
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        part, rest = self._place(name)
+        return self._parts[part].shape(rest)
 
     @override
     def missing(self, names: Iterable[str]) -> list[str]:

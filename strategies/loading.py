@@ -65,22 +65,30 @@ def received(targets: Mapping[str, Tensor], reader: WeightReader) -> Iterator[tu
         ValueError: on every rank, where the reader lacks a tensor or has one of another shape.
     """
     first, device = dist.get_rank() == 0, exchange_device()
-    lacking: list[list[str] | None] = [reader.missing(targets) if first else None]
-    dist.broadcast_object_list(lacking, src=0)
-    if lacking[0]:
-        raise ValueError(
-            f"The model's files lack {len(lacking[0])} of its {len(targets)} tensors, such as {lacking[0][0]}: they "
-            "are of another model, or incomplete."
-        )
+    # Looked at by one and told to all before anything is sent: a rank that fails alone leaves the others waiting.
+    complaint = [_complaint(targets, reader) if first else None]
+    dist.broadcast_object_list(complaint, src=0)
+    if complaint[0]:
+        raise ValueError(complaint[0])
     try:
         for name, target in targets.items():
             whole = torch.empty(target.shape, dtype=target.dtype, device=device)
             if first:
-                value = reader.read(name)
-                if value.shape != whole.shape:
-                    raise ValueError(f"'{name}' has shape {tuple(value.shape)} on disk; expected {tuple(whole.shape)}.")
-                whole.copy_(value)
+                whole.copy_(reader.read(name))
             dist.broadcast(whole, src=0)
             yield name, whole
     finally:
         reader.close()
+
+
+def _complaint(targets: Mapping[str, Tensor], reader: WeightReader) -> str | None:
+    lacking = reader.missing(targets)
+    if lacking:
+        return (
+            f"The model's files lack {len(lacking)} of its {len(targets)} tensors, such as {lacking[0]}: they are of "
+            "another model, or incomplete."
+        )
+    for name, target in targets.items():
+        if (stored := reader.shape(name)) != tuple(target.shape):
+            return f"'{name}' has shape {stored} in the model's files; by its config it has {tuple(target.shape)}."
+    return None

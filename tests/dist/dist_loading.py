@@ -35,7 +35,8 @@ def run_loading(record: str, world_size: int, generators: dict[str, str], vlm: s
     found = {name: _generator(path, layout, adapter=False) for name, path in generators.items()}
     found |= {f"{name}, adapter": _generator(path, layout, adapter=True) for name, path in generators.items()}
     found["reward model"] = _reward_model(vlm, layout)
-    found["refused"] = _refused(next(iter(generators.values())), layout)
+    path = next(iter(generators.values()))
+    found["refused"] = {name: _refused(path, layout, name) for name in ("unheard_of", "proj_out.weight")}
     torch.save(found, f"{record}.{rank}")
     dist.destroy_process_group()
 
@@ -104,10 +105,12 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
     return found.dtype == expected.dtype and torch.equal(full(found.detach()), expected.detach())
 
 
-def _refused(path: str, layout: Layout) -> str:
-    """A tensor that no file has, which the first rank alone can see."""
+def _refused(path: str, layout: Layout, name: str) -> str:
+    """A tensor that no file has, or not in this shape, which the first rank alone can see."""
     model = load_image_model(path, image_size=(32, 32), empty=True)
-    model.transformer.register_parameter("unheard_of", nn.Parameter(torch.empty(4, 4, device="meta")))
+    parent, _, own = name.rpartition(".")
+    strange = nn.Parameter(torch.empty(4, 4, device="meta"), requires_grad=False)
+    model.transformer.get_submodule(parent).register_parameter(own, strange)
     units = model.shard_units()
     shard(model, units, layout)
     try:

@@ -45,7 +45,9 @@ def test_no_rank_holds_more_than_its_half_and_what_is_on_its_way(found, model: s
             assert allowed < 0.9 * loaded["whole"], "the bound would not notice a whole copy"
 
 
-def test_a_missing_tensor_is_refused_on_every_rank(found) -> None:
+def test_a_tensor_that_is_missing_or_of_another_shape_is_refused_on_every_rank(found) -> None:
     for rank in found:
-        assert "lack 1 of its" in rank["refused"]
-        assert "transformer.unheard_of" in rank["refused"]
+        assert "lack 1 of its" in rank["refused"]["unheard_of"]
+        assert "transformer.unheard_of" in rank["refused"]["unheard_of"]
+        assert "'transformer.proj_out.weight' has shape" in rank["refused"]["proj_out.weight"]
+        assert "by its config it has (4, 4)" in rank["refused"]["proj_out.weight"]
