@@ -25,11 +25,15 @@ class PhaseProgressBar(TQDMProgressBar):
         clock = getattr(pl_module, "clock", None)
         if clock is not None:
             clock.listen(self._show)
+        self._set_length(trainer, pl_module)  # a run that goes on in the middle of its epoch does not start the epoch
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        # The stream of prompts has no end: the run's own limit is the length of the bar.
+        self._set_length(trainer, pl_module)
+
+    def _set_length(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The stream of prompts has no end: the run's own limit is the length of the bar."""
         updates = getattr(getattr(pl_module, "objective_settings", None), "updates", 1)
         if trainer.max_steps > 0:
             self.train_progress_bar.total = trainer.max_steps // updates
