@@ -162,7 +162,11 @@ def test_a_filter_that_does_nothing_is_refused() -> None:
         RewardRangeFilter(4.0, online=True)
 
 
-@pytest.mark.parametrize("adapt", [None, AdaptationSettings(rate=0.5, radius=0.05)], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    "adapt",
+    [pytest.param(None, marks=pytest.mark.slow), AdaptationSettings(rate=0.5, radius=0.05)],
+    ids=["fixed", "adaptive"],
+)
 def test_table_weighs_the_run_and_comes_back_from_a_checkpoint(policy, data, tmp_path, adapt) -> None:
     def fit(steps: int, place: str, checkpoint: str | None = None, table=TABLE):
         found = CategoryWeightCalibration(table, adapt)

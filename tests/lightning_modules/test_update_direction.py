@@ -80,7 +80,7 @@ def test_reward_rises_along_the_update_of_shipped_configs(names: tuple[str, ...]
     ("guidance", "uphill"),
     [
         (Guidance(scale=3.5, high=0.8), False),  # on the last step alone, sigma 0.75 -> 0
-        (Guidance(scale=3.5, low=0.8), True),  # on the first alone, sigma 1 -> 0.75
+        pytest.param(Guidance(scale=3.5, low=0.8), True, marks=pytest.mark.slow),  # on the first alone, sigma 1 -> 0.75
     ],
     ids=["wrong way", "guided at high noise"],
 )
