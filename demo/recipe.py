@@ -15,7 +15,9 @@ ASSETS = Path("demo/assets")
 #: the tiny vision-language model that reward models start from
 VLM = Path("demo/vlm")
 #: rooms whose code a training run depends on
-CODE = tuple(Path(room) for room in ("curation", "flow", "lightning_modules", "models"))
+CODE = tuple(
+    Path(room) for room in ("callbacks", "curation", "datamodules", "flow", "lightning_modules", "models", "rewards")
+)
 #: what makes a teacher train on the curated prompts alone
 FILTER = Path("configs/filter/offline.yaml")
 TASKS = ("t2i", "edit")
@@ -103,29 +105,32 @@ def _training(plan: Plan, model: str) -> Stage:
         configs.append(FILTER)
         inputs += [FILTER, _curation(plan).output]
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=6"] if plan.quick else []
-    stack = [f"--config={config}" for config in configs]
     return Stage(
         name=model,
-        arguments=["train.py", "fit", *stack, *plan.common, *small, *plan.extra],
+        arguments=["train.py", "fit", *_stack(configs), *plan.common, *small, *plan.extra],
         inputs=inputs,
         output=run / "export" / "model_index.json",
         checkpoints=run / "checkpoints",
     )
 
 
+def _stack(configs: Sequence[Path]) -> list[str]:
+    return [f"--config={config}" for config in configs]
+
+
 def _test(plan: Plan, model: str, task: str) -> Stage:
     configs, run = _TEST_CONFIGS[task], plan.test_directory(model, task)
-    small = ["--data.max_test=60", "--model.test_members=2"] if plan.quick else []
-    if plan.selection == "all" and not plan.quick and task == "t2i":
+    small: list[str] = []
+    if plan.quick:
+        small = ["--data.max_test=60", "--model.test_members=2"]
+    elif plan.selection == "all" and task == "t2i":
         small = ["--data.max_test=500"]  # of 1,000: six models are tested, not two
-    if model == GUIDED_BASE:
-        small += GUIDED
-    stack = [f"--config={config}" for config in configs]
+    guidance = GUIDED if model == GUIDED_BASE else ()
     where = [f"--run.name={run.name}", f"--model.model_path={plan.model_path(model)}"]
     data = [plan.directory / "edits" / "test.jsonl"] if task == "edit" else [PROMPTS]
     return Stage(
         name=run.name,
-        arguments=["train.py", "test", *stack, *plan.common, *where, *small],
+        arguments=["train.py", "test", *_stack(configs), *plan.common, *where, *small, *guidance],
         inputs=[*configs, plan.model_path(model), *data, ASSETS, *CODE],
         output=run / "test_scores.jsonl",
     )
@@ -147,7 +152,7 @@ def _curation(plan: Plan) -> Stage:
     small = ["--curation.members=2"] if plan.quick else []
     return Stage(
         name="curation",
-        arguments=["train.py", "curate", *[f"--config={config}" for config in configs], *plan.common, *small],
+        arguments=["train.py", "curate", *_stack(configs), *plan.common, *small],
         inputs=[*configs, BASE, PROMPTS, ASSETS, *CODE],
         output=plan.directory / "curation" / "t2i.safetensors",
     )

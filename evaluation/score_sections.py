@@ -12,6 +12,13 @@ from evaluation.statistics import Interval
 
 OVERALL = "overall"
 _TASK_TITLES = {"t2i": "Text to image", "edit": "Editing"}
+#: metric of a reward model -> heading and format
+_REWARD_COLUMNS = {
+    "srcc": ("rank correlation", ".3f"),
+    "pairwise_accuracy": ("pairs ordered alike", ".1%"),
+    "parse_rate": ("readable answers", ".1%"),
+    "count": ("images", ".0f"),
+}
 
 
 def gain_chart(report: Report) -> str:
@@ -93,15 +100,6 @@ def arena_charts(report: Report) -> str:
         "prompt. Ten points more are an expected win rate of 51.4\u00a0%, fifty 57.1\u00a0%, a hundred 64.0\u00a0%.</p>"
     )
     return lead + "".join(charts) if charts else ""
-
-
-#: metric of a reward model -> heading and format
-_REWARD_COLUMNS = {
-    "srcc": ("rank correlation", ".3f"),
-    "pairwise_accuracy": ("pairs ordered alike", ".1%"),
-    "parse_rate": ("readable answers", ".1%"),
-    "count": ("images", ".0f"),
-}
 
 
 def reward_table(report: Report) -> str:
