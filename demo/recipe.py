@@ -43,6 +43,7 @@ class Plan:
         seed: of data order and noise.
         selection: one of `SELECTIONS`.
         quick: everything in small: whether the stages work, not what they can do.
+        jobs: stages at a time.
         extra: further arguments of every training, such as `--trainer.max_steps=20`.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     seed: int = 0
     selection: str = "t2i"
     quick: bool = False
+    jobs: int = 1
     extra: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from demo.recipe import Plan, stages
-from demo.stages import Stage, StageRunner
+from demo.stage_runner import StageRunner
+from demo.stages import Stage
 
 # Writes how often it ran and from where it went on; with `stop` in the way it leaves a checkpoint and dies.
 SCRIPT = """
@@ -41,8 +42,8 @@ def _runs(tmp_path: Path) -> list[str]:
 
 
 def _run(stage: Stage, tmp_path: Path) -> StageRunner:
-    runner = StageRunner(directory=tmp_path / "run")
-    runner.run(stage, "1/1")
+    runner = StageRunner(tmp_path / "run")
+    runner.run([stage])
     return runner
 
 
