@@ -21,8 +21,8 @@ CODE = tuple(
 #: what makes a teacher train on the curated prompts alone
 FILTER = Path("configs/filter/offline.yaml")
 TASKS = ("t2i", "edit")
-#: what can be run: the text-to-image teacher alone, or the whole recipe
-SELECTIONS = ("t2i", "all")
+#: what can be run: the whole recipe, or the text-to-image teacher alone
+SELECTIONS = ("all", "t2i")
 #: the base as its users would draw from it: what the student, which needs no guidance, should beat as well
 GUIDED_BASE = "base_guided"
 GUIDED = ("--model.rollout.guidance.scale=2.5", "--model.rollout.cfg=rollout_only")
@@ -49,7 +49,7 @@ class Plan:
 
     directory: Path
     seed: int = 0
-    selection: str = "t2i"
+    selection: str = "all"
     quick: bool = False
     jobs: int = 1
     extra: Sequence[str] = ()

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where everything is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--stages", choices=SELECTIONS, default="t2i", help="the text-to-image teacher, or the whole recipe"
+        "--stages", choices=SELECTIONS, default=Plan.selection, help="the whole recipe, or the text-to-image teacher"
     )
     parser.add_argument("--quick", action="store_true", help="every stage in small: does it work, not what can it do")
     parser.add_argument("--jobs", type=int, default=None, help="stages at a time; 2 for the whole recipe, else 1")
