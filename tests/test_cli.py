@@ -163,7 +163,7 @@ OPTIONS = {
     "too few prompts": (
         ["--data.prompts_per_step=5000"],
         "data.prompts_per_step is 5000",
-        "has 2000 prompts",
+        "has 4000 prompts",
     ),
     "model directory": (["--model.model_path=demo/no-such"], "No model directory at 'demo/no-such'"),
     "checkpoint": (["--ckpt_path=some/missing.ckpt"], "No checkpoint 'some/missing.ckpt'"),
