@@ -28,6 +28,8 @@ GUIDED_BASE = "base_guided"
 GUIDED = ("--model.rollout.guidance.scale=2.5", "--model.rollout.cfg=rollout_only")
 #: models that are trained from the base, in the order of the pipeline
 TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
+#: of a quick run
+_FEW_PROMPTS = "--data.max_train=400"
 _TEST_CONFIGS = {
     "t2i": (CONFIGS / "t2i_teacher.yaml", CONFIGS / "test.yaml"),
     "edit": (CONFIGS / "edit_teacher.yaml", CONFIGS / "test_edit.yaml"),
@@ -107,6 +109,8 @@ def _training(plan: Plan, model: str) -> Stage:
         configs.append(FILTER)
         inputs += [FILTER, _curation(plan).output]
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=6"] if plan.quick else []
+    if plan.quick and model == "t2i_teacher":
+        small.append(_FEW_PROMPTS)
     return Stage(
         name=model,
         arguments=["train.py", "fit", *_stack(configs), *plan.common, *small, *plan.extra],
@@ -151,7 +155,7 @@ def _edits(plan: Plan) -> Stage:
 
 def _curation(plan: Plan) -> Stage:
     configs = (CONFIGS / "t2i_teacher.yaml", CONFIGS / "curate.yaml")
-    small = ["--curation.members=2"] if plan.quick else []
+    small = ["--curation.members=2", _FEW_PROMPTS] if plan.quick else []
     return Stage(
         name="curation",
         arguments=["train.py", "curate", *_stack(configs), *plan.common, *small],
@@ -172,7 +176,7 @@ def _reward_stages(plan: Plan) -> list[Stage]:
     return [
         Stage(
             name="annotations",
-            arguments=["-m", "demo.annotations", f"--output={annotations}"],
+            arguments=["-m", "demo.annotations", f"--output={annotations}", *(["--count=0.2"] if plan.quick else [])],
             inputs=[Path("demo") / f"{name}.py" for name in ("annotations", "cases", "judgements")] + [BASE, ASSETS],
             output=annotations / "test.jsonl",
             needs=VLM,
