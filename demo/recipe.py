@@ -168,10 +168,9 @@ def _reward_stages(plan: Plan) -> list[Stage]:
     """Annotations, and the reward model that is fine-tuned on them; left out while no small VLM is shipped."""
     annotations = plan.directory / "annotations"
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"] if plan.quick else []
-    kinds = {"train": "train", "validation": "validation", "test": "test"}
     files = [
-        f"--data.{name}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
-        for name, split in kinds.items()
+        f"--data.{split}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
+        for split in ("train", "validation", "test")
     ]
     return [
         Stage(
