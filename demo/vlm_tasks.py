@@ -28,7 +28,8 @@ from demo.damage import FACE, GRADES, PICTURE, damage
 from demo.dataset import render_scenes
 from demo.degrade import imitate_generator
 from demo.edits import EditPair, make_edit
-from demo.judgements import DAMAGE, judge_alignment, judge_damage, judge_edit, say
+from demo.judgements import DAMAGE, IDENTITY, judge_alignment, judge_damage, judge_edit, say
+from demo.looks import LOOKS, look_of
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS
 from demo.world import WORLD_VERSION, Scene, Split, keyed_rng, make_scene, render
 from models.images import from_uint8, to_uint8
@@ -64,12 +65,13 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class EditExample:
-    """A rendered edit: source and result uint8 (32, 32, 3), the pair, and the result's attributes and flaws."""
+    """A rendered edit: source and result uint8 (32, 32, 3), the pair, and the result's attributes, look and flaws."""
 
     pair: EditPair
     source: np.ndarray
     result: np.ndarray
     attributes: dict[str, str]
+    look: str
     broken: tuple[str, ...]
 
 
@@ -130,7 +132,14 @@ def _edit_pool(seed: int, count: int, split: Split, cache_dir: Path | None) -> l
 
     pixels = cached_arrays(path, draw)["images"]
     return [
-        EditExample(pair=pair, source=row[0], result=row[1 + i], attributes=made.scene.attributes, broken=made.broken)
+        EditExample(
+            pair=pair,
+            source=row[0],
+            result=row[1 + i],
+            attributes=made.scene.attributes,
+            look=look_of(made.scene),
+            broken=made.broken,
+        )
         for (pair, outcomes), row in zip(cases, pixels, strict=True)
         for i, made in enumerate(outcomes)
     ]
@@ -189,8 +198,15 @@ def compare(pool: Pool, count: int, rng: np.random.Generator) -> list[Example]:
     examples = []
     for edit, source, image in zip(edits, sources, images, strict=True):
         pair = edit.pair
-        before, broken = pair.source.attributes, edit.broken
-        told = judge_edit(pair.attribute, pair.value, before, edit.attributes, category=pair.category, broken=broken)
+        told = judge_edit(
+            pair.attribute,
+            pair.value,
+            pair.source.attributes,
+            edit.attributes,
+            category=pair.category,
+            looks=(look_of(pair.source), edit.look),
+            broken=edit.broken,
+        )
         question = Question(rubric=COMPARE, prompt=pair.instruction, image=image, source=source)
         examples.append(Example(question=question, answer=told.reasoning))
     return examples
@@ -236,6 +252,7 @@ def corpus(seed: int, count: int) -> list[str]:
     texts += [Rubric.load(path).system_text for path in sorted(RUBRICS.glob("*.yaml"))]
     texts += [r.system_text for r in (DESCRIBE, CHECK, COMPARE, PICTURE_QUESTION, FACE_QUESTION)]
     texts += [" ".join((c, *(say("", a.name) for a in ATTRIBUTES[c]))) for c in CATEGORIES]
+    texts += [" ".join((IDENTITY, *looks.values())) for looks in LOOKS.values()]
     texts += [" ".join(v for a in ATTRIBUTES[c] for v in a.values) for c in CATEGORIES]
     texts.append("yes, no, missing, done, half, undone, changed nothing, identity and damage: none")
     for index in range(count):
