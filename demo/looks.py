@@ -14,17 +14,17 @@ from demo.world import Scene
 
 #: renderer option that changes with the identity
 IDENTITY_OPTION = {"portrait": "skinColor", "plant": "plantColor"}
-#: its values in words
+#: its values; letters, which say no more than same or other, and are one token each
 LOOKS = {
-    "portrait": {"#f5d0b0": "light", "#dda878": "tan", "#b07347": "brown", "#6a3d1f": "dark"},
-    "plant": {"#34c759": "green", "#2ea44f": "dark", "#7ed321": "bright"},
+    "portrait": {"#f5d0b0": "A", "#dda878": "B", "#b07347": "C", "#6a3d1f": "D"},
+    "plant": {"#34c759": "A", "#2ea44f": "B", "#7ed321": "C"},
 }
 #: where to look, (top, bottom, left, right): below the eyes and above the mouth; above the pot
 _REGIONS = {"portrait": (16, 19, 6, 22), "plant": (2, 24, 4, 28)}
 
 
 def look_of(scene: Scene) -> str:
-    """The word for a render's look; KeyError for a category that has none."""
+    """The letter for a render's look; KeyError for a category that has none."""
     return LOOKS[scene.category][scene.options[IDENTITY_OPTION[scene.category]]]
 
 

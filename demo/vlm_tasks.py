@@ -146,11 +146,13 @@ def _edit_pool(seed: int, count: int, split: Split, cache_dir: Path | None) -> l
 
 
 def description(scene: Scene) -> str:
-    """Every attribute of a scene, in the order of the vocabulary."""
+    """Every attribute of a scene, in the order of the vocabulary, and its look."""
     parts = [f"object {scene.category}"]
     for attribute in ATTRIBUTES[scene.category]:
         value = scene.attributes.get(attribute.name, "none")
         parts.append(f"{say('', attribute.name)} {say(attribute.name, value)}")
+    if scene.category in LOOKS:
+        parts.append(f"{IDENTITY} {look_of(scene)}")
     return ", ".join(parts)
 
 
@@ -252,7 +254,6 @@ def corpus(seed: int, count: int) -> list[str]:
     texts += [Rubric.load(path).system_text for path in sorted(RUBRICS.glob("*.yaml"))]
     texts += [r.system_text for r in (DESCRIBE, CHECK, COMPARE, PICTURE_QUESTION, FACE_QUESTION)]
     texts += [" ".join((c, *(say("", a.name) for a in ATTRIBUTES[c]))) for c in CATEGORIES]
-    texts += [" ".join((IDENTITY, *looks.values())) for looks in LOOKS.values()]
     texts += [" ".join(v for a in ATTRIBUTES[c] for v in a.values) for c in CATEGORIES]
     texts.append("yes, no, missing, done, half, undone, changed nothing, identity and damage: none")
     for index in range(count):
