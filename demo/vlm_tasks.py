@@ -237,7 +237,7 @@ TASKS: dict[str, tuple[Task, int]] = {
     "describe": (describe, 8),
     "check": (check, 12),
     "compare": (compare, 20),
-    "damage": (name_damage, 20),
+    "damage": (name_damage, 28),
 }
 
 
