@@ -251,9 +251,11 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the command line; None for the process's own.
     """
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=True)
-    _quiet()
     given = sys.argv[1:] if args is None else args
+    # The texts of settings are read from the sources of their classes, which takes seconds: only where they are shown.
+    shown = any(argument == "-h" or "help" in argument or "print_config" in argument for argument in given)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=shown)
+    _quiet()
     try:
         if given[:1] == ["doctor"]:
             from doctor.command import examine  # only this subcommand needs it

@@ -13,12 +13,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import labels
 from datamodules.prompts import data_by_task
 from lightning_modules.iteration import Iteration
-from lightning_modules.reward_metrics import weights_by_label
 from lightning_modules.weight_adaptation import AdaptationSettings, adapted, smoothed_means
-from lightning_modules.weight_table import TableWeights, WeightTable, effective_weights, is_by_task, read_rows
+from lightning_modules.weight_table import TableWeights, WeightTable, is_by_task, read_rows
 
 Row = dict[str, float]
 
@@ -26,8 +24,9 @@ Row = dict[str, float]
 class CategoryWeightCalibration(Callback):
     """Weighs the rewards of each category as a table says, instead of all alike.
 
-    It logs `weights/<category>/<reward>` as they are in force, and `weights_effective/...` after masked rewards are
-    out. With `adapt` the weights move slowly towards the rewards with headroom, inside a trust region around the table.
+    The policy logs the weights in force as `weight/<category>/<reward>`, and as `weight_effective/...` what masked
+    rewards leave of them. With `adapt` they move slowly towards the rewards with headroom, inside a trust region around
+    the table.
 
     Args:
         table: weights by category and reward, or a YAML file of them; a row `default` serves the categories without
@@ -86,14 +85,13 @@ class CategoryWeightCalibration(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        iteration: Iteration = pl_module.last_iteration
-        pl_module.log_dict(weight_metrics(iteration), batch_size=1)
-        if self.adapt is not None:
-            for task in self.source.tables:
-                totals = self._totals(task, iteration)
-                # of all ranks, or each would weigh differently
-                totals = trainer.strategy.reduce(totals.to(pl_module.device), reduce_op="sum").cpu()
-                self.move(task, *totals)
+        if self.adapt is None:
+            return
+        for task in self.source.tables:
+            totals = self._totals(task, pl_module.last_iteration)
+            # of all ranks, or each would weigh differently
+            totals = trainer.strategy.reduce(totals.to(pl_module.device), reduce_op="sum").cpu()
+            self.move(task, *totals)
 
     def move(self, task: str, sums: Tensor, counts: Tensor) -> None:
         """Move a task's weights by one iteration's scores, given as sums and counts, float64 (C, K) each."""
@@ -137,15 +135,6 @@ class CategoryWeightCalibration(Callback):
                 )
         self.source.current = dict(state_dict["current"])
         self.means = dict(state_dict["means"])
-
-
-def weight_metrics(iteration: Iteration) -> dict[str, float]:
-    """Mean weight of each reward by category: as configured, and after masks."""
-    names, rewards = labels(iteration.categories, iteration.tasks), iteration.reward_names
-    effective = effective_weights(iteration.weights, iteration.scores)
-    return weights_by_label("weights", iteration.weights, names, rewards) | weights_by_label(
-        "weights_effective", effective, names, rewards
-    )
 
 
 def _named(table: WeightTable) -> dict[str, Row]:

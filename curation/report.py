@@ -11,6 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import evaluation.page
 from curation.scores import CuratedScores
 from curation.selection import CategoryKeep, Selection
@@ -18,6 +20,8 @@ from evaluation.charts import Whisker, line_chart, nice_ticks, whisker_chart
 from evaluation.curves import Curve
 
 _STYLE = Path(evaluation.page.__file__).with_name("page.css")
+#: quantiles of the ranges that programs are told
+_SHARES = (0.1, 0.5, 0.9)
 #: bins of a histogram
 _BINS = 16
 # One histogram, in units of its viewBox.
@@ -31,7 +35,7 @@ def console_table(selection: Selection) -> str:
     width = max(len(name) for name in (*names, "category"))
     lines = [f"{'category':<{width}}  prompts   kept   rate  unscored  median range"]
     for name, row in zip(names, rows, strict=True):
-        median = f"{quantile(row.ranges, 0.5):12.3f}" if row.ranges else f"{'-':>12}"
+        median = f"{np.quantile(row.ranges, 0.5):12.3f}" if row.ranges else f"{'-':>12}"
         lines.append(f"{name:<{width}}  {row.prompts:7d}{row.kept:7d}{row.rate:7.1%}{row.unscored:10d}  {median}")
     return f"Range of the composite above {selection.threshold:g}:\n" + "\n".join(lines)
 
@@ -65,7 +69,9 @@ def as_json(curated: CuratedScores, selection: Selection) -> dict[str, Any]:
             "kept": row.kept,
             "rate": row.rate,
             "unscored": row.unscored,
-            "range": {f"p{round(100 * q)}": quantile(row.ranges, q) for q in (0.1, 0.5, 0.9)} if row.ranges else None,
+            "range": {f"p{round(100 * q)}": float(np.quantile(row.ranges, q)) for q in (0.1, 0.5, 0.9)}
+            if row.ranges
+            else None,
             "histogram": {"top": top, "counts": histogram(row.ranges, top)},
         }
         for name, row in rows.items()
@@ -78,14 +84,6 @@ def as_json(curated: CuratedScores, selection: Selection) -> dict[str, Any]:
         "categories": categories,
         "kept_ids": list(selection.kept),
     }
-
-
-def quantile(ascending: tuple[float, ...], share: float) -> float:
-    """Quantile of ascending values, interpolated linearly."""
-    place = share * (len(ascending) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
 
 
 def histogram_top(selection: Selection) -> float:

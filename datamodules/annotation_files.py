@@ -89,6 +89,10 @@ class AnnotationBatch:
         """y, float32 (N,)."""
         return torch.tensor([e.annotation.score for e in self.examples], dtype=torch.float32)
 
+    def take(self, rows: Sequence[int]) -> AnnotationBatch:
+        """Some of the images, in the order asked for."""
+        return AnnotationBatch(examples=tuple(self.examples[i] for i in rows))
+
 
 def read_image(path: Path) -> Tensor:
     """A picture as uint8 (3, H, W); see `open_picture`."""

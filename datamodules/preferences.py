@@ -47,6 +47,12 @@ class PreferenceBatch:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def take(self, rows: Sequence[int]) -> PreferenceBatch:
+        """Some of the pairs, in the order asked for."""
+        return PreferenceBatch(
+            chosen=tuple(self.chosen[i] for i in rows), rejected=tuple(self.rejected[i] for i in rows)
+        )
+
 
 def read_preferences(path: str | Path) -> list[Pair]:
     """All pairs of a preference file; no scores and no reasoning are known of them.

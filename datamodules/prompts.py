@@ -97,7 +97,8 @@ class PromptDataModule(StreamedDataModule):
         test_file: held-out prompts for `test` and `predict`.
         prompts_per_step: prompts of one iteration, over all ranks.
         eval_batch_size: prompts sampled at a time in `validate`, `test` and `predict`.
-        max_validation: use at most so many validation prompts, always the same; None for all.
+        max_train: use at most so many training prompts, always the same; None for all.
+        max_validation: the same for validation prompts.
         max_test: the same for test prompts.
         seed: of the order of training prompts.
     """
@@ -116,6 +117,7 @@ class PromptDataModule(StreamedDataModule):
         test_file: str,
         prompts_per_step: int = 8,
         eval_batch_size: int = 64,
+        max_train: int | None = None,
         max_validation: int | None = None,
         max_test: int | None = None,
         seed: int = 0,
@@ -130,13 +132,13 @@ class PromptDataModule(StreamedDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         # Read here rather than in `setup`: a bad file must end the run before a model loads.
-        self.train = self.read(train_file)
+        self.train = _some(self.read(train_file), max_train, "max_train")
         self.validation = _some(self.read(validation_file), max_validation, "max_validation")
         self.test = _some(self.read(test_file), max_test, "max_test")
         if prompts_per_step > len(self.train):
             raise ValueError(
-                f"data.prompts_per_step is {prompts_per_step}, but '{train_file}' has {len(self.train)} prompts: "
-                "a step takes no prompt twice."
+                f"data.prompts_per_step is {prompts_per_step}, but '{train_file}' has {len(self.train)} prompts"
+                f"{'' if max_train is None else ' (data.max_train)'}: a step takes no prompt twice."
             )
         shared = set(self.train.ids) & set(self.test.ids)
         if shared:

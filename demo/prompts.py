@@ -10,20 +10,29 @@ from demo.captions import caption
 from demo.world import CATEGORIES, SPLITS, make_scene
 
 PROMPT_SEED = 2026
-COUNTS = {"train": 2000, "validation": 100, "test": 1000}
+COUNTS = {"train": 4000, "validation": 100, "test": 1000}
+#: training prompts before the ids of the other splits. Ids decide the noise that images are made from: the training
+#: prompts that were added later come last, so that no validation or test image changed with them.
+_FIRST_TRAIN = 2000
 DIRECTORY = Path(__file__).parent / "prompts"
 
 
 def prompt_records(split: str) -> list[dict[str, int | str]]:
-    """The prompts of a split: categories take turns, ids continue from one split to the next."""
-    first_id = sum(COUNTS[earlier] for earlier in SPLITS[: SPLITS.index(split)])
+    """The prompts of a split: categories take turns."""
     records = []
     for index in range(COUNTS[split]):
         category = CATEGORIES[index % len(CATEGORIES)]
         scene = make_scene(PROMPT_SEED, index, split=split, category=category)
         prompt = caption(scene, PROMPT_SEED, index)
-        records.append({"id": first_id + index, "prompt": prompt, "category": category})
+        records.append({"id": _prompt_id(split, index), "prompt": prompt, "category": category})
     return records
+
+
+def _prompt_id(split: str, index: int) -> int:
+    """Training, validation, test, then the rest of training."""
+    if split == "train":
+        return index if index < _FIRST_TRAIN else index + COUNTS["validation"] + COUNTS["test"]
+    return _FIRST_TRAIN + index + (COUNTS["validation"] if split == "test" else 0)
 
 
 def prompt_lines(split: str) -> str:

@@ -21,13 +21,15 @@ CODE = tuple(
 #: what makes a teacher train on the curated prompts alone
 FILTER = Path("configs/filter/offline.yaml")
 TASKS = ("t2i", "edit")
-#: what can be run: the text-to-image teacher alone, or the whole recipe
-SELECTIONS = ("t2i", "all")
+#: what can be run: the whole recipe, or the text-to-image teacher alone
+SELECTIONS = ("all", "t2i")
 #: the base as its users would draw from it: what the student, which needs no guidance, should beat as well
 GUIDED_BASE = "base_guided"
 GUIDED = ("--model.rollout.guidance.scale=2.5", "--model.rollout.cfg=rollout_only")
 #: models that are trained from the base, in the order of the pipeline
 TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
+#: of a quick run
+_FEW_PROMPTS = "--data.max_train=400"
 _TEST_CONFIGS = {
     "t2i": (CONFIGS / "t2i_teacher.yaml", CONFIGS / "test.yaml"),
     "edit": (CONFIGS / "edit_teacher.yaml", CONFIGS / "test_edit.yaml"),
@@ -43,13 +45,15 @@ class Plan:
         seed: of data order and noise.
         selection: one of `SELECTIONS`.
         quick: everything in small: whether the stages work, not what they can do.
+        jobs: stages at a time.
         extra: further arguments of every training, such as `--trainer.max_steps=20`.
     """
 
     directory: Path
     seed: int = 0
-    selection: str = "t2i"
+    selection: str = "all"
     quick: bool = False
+    jobs: int = 1
     extra: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -105,6 +109,8 @@ def _training(plan: Plan, model: str) -> Stage:
         configs.append(FILTER)
         inputs += [FILTER, _curation(plan).output]
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=6"] if plan.quick else []
+    if plan.quick and model == "t2i_teacher":
+        small.append(_FEW_PROMPTS)
     return Stage(
         name=model,
         arguments=["train.py", "fit", *_stack(configs), *plan.common, *small, *plan.extra],
@@ -149,7 +155,7 @@ def _edits(plan: Plan) -> Stage:
 
 def _curation(plan: Plan) -> Stage:
     configs = (CONFIGS / "t2i_teacher.yaml", CONFIGS / "curate.yaml")
-    small = ["--curation.members=2"] if plan.quick else []
+    small = ["--curation.members=2", _FEW_PROMPTS] if plan.quick else []
     return Stage(
         name="curation",
         arguments=["train.py", "curate", *_stack(configs), *plan.common, *small],
@@ -162,15 +168,14 @@ def _reward_stages(plan: Plan) -> list[Stage]:
     """Annotations, and the reward model that is fine-tuned on them; left out while no small VLM is shipped."""
     annotations = plan.directory / "annotations"
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"] if plan.quick else []
-    kinds = {"train": "train", "validation": "validation", "test": "test"}
     files = [
-        f"--data.{name}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
-        for name, split in kinds.items()
+        f"--data.{split}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
+        for split in ("train", "validation", "test")
     ]
     return [
         Stage(
             name="annotations",
-            arguments=["-m", "demo.annotations", f"--output={annotations}"],
+            arguments=["-m", "demo.annotations", f"--output={annotations}", *(["--count=0.2"] if plan.quick else [])],
             inputs=[Path("demo") / f"{name}.py" for name in ("annotations", "cases", "judgements")] + [BASE, ASSETS],
             output=annotations / "test.jsonl",
             needs=VLM,

@@ -63,6 +63,9 @@ _QUICK_NOTE = (
     "This was a quick run: a dozen updates a model and 60 test prompts of two images. It shows that every stage works "
     "and that the report can be made. It cannot show that anything was learnt: gains of a run this short are noise."
 )
+_JOBS_NOTE = (
+    "Stages ran side by side, each on its share of the cores: the whole run took less time than they add up to."
+)
 
 
 def build_report(
@@ -85,7 +88,8 @@ def build_report(
     gains = {task: _gains(tables[task], plan.models, trees[task]) for task in plan.tasks}
     arena, by_category = _arena(plan, tables, trees)
     machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    settings = {"seed": plan.seed, "stages": plan.selection, "quick": plan.quick, "extra": list(plan.extra)}
+    settings = {"seed": plan.seed, "stages": plan.selection, "quick": plan.quick}
+    settings |= {"stages_at_a_time": plan.jobs, "extra": list(plan.extra)}
     left = [f"Left out: {name}, because {reason}." for name, reason in left_out.items()]
     return Report(
         title="The recipe on a tiny Qwen-Image 2.1" if len(plan.tasks) > 1 else "RL on a tiny Qwen-Image 2.1",
@@ -107,7 +111,7 @@ def build_report(
         seconds={name: round(value, 1) for name, value in seconds.items()},
         settings=settings | machine,
         commands=list(commands),
-        notes=[*([_QUICK_NOTE] if plan.quick else []), *left, *_NOTES],
+        notes=[*([_QUICK_NOTE] if plan.quick else []), *left, *_NOTES, *([_JOBS_NOTE] if plan.jobs > 1 else [])],
         score_name="judge's overall score",
         score_format=".1f",
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
+import sys
+import time
 from pathlib import Path
 
 from demo.recipe import SELECTIONS, Plan, stages
 from demo.report import build_report
-from demo.stages import StageRunner
+from demo.stage_runner import StageRunner
 from evaluation import write_report
 
 
@@ -18,18 +21,28 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where everything is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--stages", choices=SELECTIONS, default="t2i", help="the text-to-image teacher, or the whole recipe"
+        "--stages", choices=SELECTIONS, default=Plan.selection, help="the whole recipe, or the text-to-image teacher"
     )
     parser.add_argument("--quick", action="store_true", help="every stage in small: does it work, not what can it do")
+    parser.add_argument("--jobs", type=int, default=None, help="stages at a time; 2 for the whole recipe, else 1")
     args, extra = parser.parse_known_args()
-    plan = Plan(directory=args.dir, seed=args.seed, selection=args.stages, quick=args.quick, extra=extra)
-    runner, todo = StageRunner(directory=plan.directory), stages(plan)
-    for number, stage in enumerate(todo, start=1):
-        runner.run(stage, f"{number}/{len(todo)}")
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}; at least one stage runs at a time.")
+    # With one teacher to train, a second stage would take its cores away for most of the time.
+    jobs = args.jobs if args.jobs is not None else 2 if args.stages == "all" else 1
+    plan = Plan(directory=args.dir, seed=args.seed, selection=args.stages, quick=args.quick, jobs=jobs, extra=extra)
+    start, todo = time.monotonic(), stages(plan)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated. The same command goes on from here."))
+    try:
+        runner = StageRunner(plan.directory, jobs=plan.jobs)
+        runner.run(todo)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command goes on from here.")
     commands = [s.command for s in todo if s.name not in runner.left_out]
     report = build_report(plan, seconds=runner.seconds, commands=commands, left_out=runner.left_out)
     page, data = write_report(report, plan.directory)
     print("\n" + "\n".join(report.summary[1:]))
+    print(f"\n{len(todo)} stages in {(time.monotonic() - start) / 60:.1f} min")
     print(f"\nReport:      {page}\nNumbers:     {data}\nTensorBoard: tensorboard --logdir {shlex.quote(str(args.dir))}")
 
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from callbacks import RewardRangeFilter
 from doctor.setup import Setup
 from doctor.weights import Components, count, optimizer_bytes, trained
 from doctor.workload import edits, tasks
 from models.loading import FAMILIES, check_model_path
 from models.qwen_image import QwenImage
+from strategies.checks import why_unshardable
 
 #: pipelines that take no source image
 TEXT_ONLY = "QwenImagePipeline"
@@ -192,12 +191,9 @@ def _quantised_optimizer(setup: Setup) -> Iterator[str]:
     make = getattr(setup.model, "make_optimizer", None)
     if make is None or setup.shards == 1:
         return
-    module = type(make([torch.nn.Parameter(torch.zeros(1))])).__module__
-    if module.startswith("bitsandbytes"):
-        yield (
-            f"model.optimizer is one of bitsandbytes, which cannot update the sharded tensors of {setup.strategy}. Use "
-            "torch.optim.AdamW, or one device with an adapter."
-        )
+    reason = why_unshardable(make)
+    if reason is not None:
+        yield f"{reason} Use torch.optim.AdamW with {setup.strategy}, or one device with an adapter."
 
 
 def _full_copies(setup: Setup) -> Iterator[str]:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cli_errors import SettingError
 from doctor import report
 from doctor.checks import problems, problems_of_disk
-from doctor.devices import find_device, parse_fleet
+from doctor.devices import Device, find_device, parse_fleet
 from doctor.plan import Plan, fit, make_plan
 from doctor.setup import Setup
 from doctor.weights import Components, build
@@ -37,7 +39,12 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
     fleet = None if options.fit is None else parse_fleet(options.fit)
     if not 0 < options.utilisation <= 1:
         raise SettingError(f"--utilisation is {options.utilisation}; it is a share of the peak, in (0, 1].")
-    setup = _setup(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
+    with _nothing_compiled():
+        setup = _setup(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
+        _answer(setup, options, device, fleet)
+
+
+def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fleet: tuple[int, Device] | None) -> None:
     path = getattr(setup.model, "model_path", None)
     _refuse(problems(setup))
     parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
@@ -62,6 +69,25 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
             f"A rank needs {plan.peak / 1e9:.0f} GB and a {device.name} has {device.memory / 1e9:.0f}: --fit "
             f"{plan.work.ranks}x{device.name} proposes micro-batch, checkpointing and offload that fit."
         )
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Make `torch.compile` do nothing.
+
+    diffusers imports peft and that one bitsandbytes, whose functions are decorated with it: decorating alone imports
+    the compiler and starts its worker processes, which took a third of the doctor's time.
+    """
+    variable = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def _parser() -> argparse.ArgumentParser:

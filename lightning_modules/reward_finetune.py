@@ -25,6 +25,7 @@ from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
 from datamodules.preferences import PreferenceBatch
 from evaluation.agreement import Agreement
 from flow.noise import Stream, keyed_generator
+from lightning_modules.length_parts import check_parts, mean_of_parts, parts_by_length
 from lightning_modules.optimizers import ScheduledOptimizer
 from lightning_modules.reward_settings import RewardObjective, check_reward_data, check_reward_settings
 from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
@@ -35,6 +36,7 @@ from models.whole import first_rank
 from rewards.conversation import Answer, Question, training_inputs
 from rewards.losses import pairwise_loss, pointwise_loss
 from rewards.reading import Answers, ReadingSettings, ScoreReader
+from rewards.readout import nearest_digit
 from rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
 from rewards.spec import RewardSpec
 from rewards.vlm import DTYPES
@@ -75,6 +77,7 @@ class RewardFinetune(ScheduledOptimizer):
         train_vision: false leaves the vision tower as it is.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         gradient_clip: largest gradient norm.
+        length_parts: forwards of a step, each on images of similar length: less padding, the same loss.
         seed: of adapters, dropout and of which examples are answered without reasoning.
     """
 
@@ -92,6 +95,7 @@ class RewardFinetune(ScheduledOptimizer):
         train_vision: bool = True,
         gradient_checkpointing: bool = False,
         gradient_clip: float = 1.0,
+        length_parts: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ class RewardFinetune(ScheduledOptimizer):
         self.rubrics = load_rubrics(shipped if rubrics is None else rubrics)
         check_reward_settings(objective, reading, lora=lora, quantization=quantization, dtype=dtype)
         check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip)
+        check_positive(gradient_clip=gradient_clip, length_parts=length_parts)
         self.model_path = model_path
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
@@ -113,6 +117,7 @@ class RewardFinetune(ScheduledOptimizer):
         self.train_vision = train_vision
         self.gradient_checkpointing = gradient_checkpointing
         self.gradient_clip = gradient_clip
+        self.length_parts = length_parts
         self.seed = seed
         self.model: PreTrainedModel | None = None
         self.processor: ProcessorMixin | None = None
@@ -126,6 +131,7 @@ class RewardFinetune(ScheduledOptimizer):
     @override
     def setup(self, stage: str) -> None:
         check_reward_data(self.trainer.datamodule, self.objective, self.rubrics)
+        check_parts(self.trainer.datamodule, self.length_parts, self.trainer.world_size)
 
     @override
     def configure_model(self) -> None:
@@ -172,7 +178,10 @@ class RewardFinetune(ScheduledOptimizer):
         # drawn for the batch of all ranks, so that it is the same however many there are
         size, rank = len(batch), self.global_rank
         direct = torch.rand(size * world_size(), generator=generator) < self.objective.direct_share
-        loss, metrics = self.loss(batch, direct[rank * size : (rank + 1) * size].tolist())
+        examples = batch.examples if isinstance(batch, AnnotationBatch) else batch.chosen
+        mine = direct[rank * size : (rank + 1) * size].tolist()
+        parts = parts_by_length(batch, self.questions(examples), mine, self.length_parts)
+        loss, metrics = mean_of_parts([self.loss(*part) for part in parts], [len(part) for part, _ in parts])
         self.note_loss(loss)
         values = {"loss": loss.detach()} | {f"train/{name}": value for name, value in metrics.items()}
         self.log_means(values, batch_size=size * world_size())
@@ -337,8 +346,3 @@ class RewardFinetune(ScheduledOptimizer):
             validation=self.validation,
             base=self.model_path,
         ).write(path)
-
-
-def nearest_digit(score: float) -> int:
-    """The digit that states a score in [1, 5]; halves go up."""
-    return min(5, max(1, math.floor(score + 0.5)))

@@ -9,6 +9,7 @@ Shapes: V vocabulary; `...` any leading dimensions.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,11 @@ SCORE_TEMPLATE = "\nScore: "
 #: the same without a reasoning before it
 DIRECT_TEMPLATE = "Score: "
 _BEFORE_DIGIT = re.compile(r"(?:^|\s)Score:[ \t]?\Z")
+
+
+def nearest_digit(score: float) -> int:
+    """The digit that states a score in [1, 5]; halves go up."""
+    return min(5, max(1, math.floor(score + 0.5)))
 
 
 def digit_token_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from lightning import LightningModule, Trainer
 
@@ -19,19 +21,37 @@ def check_sampler(trainer: Trainer) -> None:
         )
 
 
+#: packages whose optimizers are not for sharded tensors, and why
+UNSHARDABLE = {
+    "bitsandbytes": "whose kernels do not take sharded tensors (DTensors)",
+    "torchao": "whose low-bit states do not come back from a checkpoint as they were where tensors are sharded "
+    "(docs/distributed.md says what was tried)",
+}
+
+
+def why_unshardable(make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> str | None:
+    """What keeps an optimizer from sharded tensors, in a sentence that names it; None where nothing does.
+
+    Args:
+        make: makes the optimizer from a list of parameters.
+    """
+    kind = type(make([torch.nn.Parameter(torch.zeros(1))]))
+    package = kind.__module__.split(".")[0]
+    if package not in UNSHARDABLE:
+        return None
+    return f"model.optimizer is {package}'s {kind.__name__}, {UNSHARDABLE[package]}."
+
+
 def check_sharded_optimizer(module: LightningModule) -> None:
-    """Optimizers whose kernels can't take sharded tensors.
+    """Optimizers that can't be used on sharded tensors.
 
     Raises:
-        ValueError: bitsandbytes.
+        ValueError: bitsandbytes or torchao.
     """
     make = getattr(module, "make_optimizer", None)
-    if make is None:
-        return
-    kind = type(make([torch.nn.Parameter(torch.zeros(1))]))
-    if kind.__module__.split(".")[0] == "bitsandbytes":
+    reason = None if make is None else why_unshardable(make)
+    if reason is not None:
         raise ValueError(
-            f"model.optimizer is bitsandbytes' {kind.__name__}, whose kernels do not take FSDP2's sharded tensors "
-            "(DTensors). Use torch.optim.AdamW, whose state is sharded anyway, or configs/strategy/ddp.yaml or "
-            "single.yaml, where weights are whole."
+            f"{reason} Use torch.optim.AdamW, whose state is sharded anyway, or bitsandbytes' AdamW8bit with "
+            "configs/strategy/ddp.yaml or single.yaml, where weights are whole."
         )

@@ -163,7 +163,7 @@ OPTIONS = {
     "too few prompts": (
         ["--data.prompts_per_step=5000"],
         "data.prompts_per_step is 5000",
-        "has 2000 prompts",
+        "has 4000 prompts",
     ),
     "model directory": (["--model.model_path=demo/no-such"], "No model directory at 'demo/no-such'"),
     "checkpoint": (["--ckpt_path=some/missing.ckpt"], "No checkpoint 'some/missing.ckpt'"),
@@ -410,3 +410,21 @@ def test_error_inside_a_batch_is_told_from_one_before(stage, tmp_path):
     with pytest.raises(ValueError, match="before") as error_info:
         raise ValueError("before")
     assert not train._in_a_batch(error_info.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (["fit", "--help"], True),
+        (["fit", "-h"], True),
+        (["fit", "--model.help=lightning_modules.GRPOPolicy"], True),
+        (["fit", "--print_config=comments"], True),
+        (["fit", "--config", TEACHER], False),
+    ],
+)
+def test_texts_of_settings_are_read_where_they_are_shown(words, read, monkeypatch) -> None:
+    given = {}
+    monkeypatch.setattr("train.set_parsing_settings", lambda **settings: given.update(settings))
+    monkeypatch.setattr("train._run", lambda _cli, _args: None)
+    train.main(words)
+    assert given["docstring_parse_attribute_docstrings"] is read

@@ -190,7 +190,7 @@ def test_table_weighs_the_run_and_comes_back_from_a_checkpoint(policy, data, tmp
         rows = [n for n, c in enumerate(iteration.categories) if c == category]
         masked = iteration.scores[rows, 1].isnan()
         share = torch.where(masked, 0.0, iteration.weights[rows, 1]).mean()
-        assert float(run.logged_metrics[f"weights_effective/{category}/dark"]) == pytest.approx(float(share), abs=1e-6)
+        assert float(run.logged_metrics[f"weight_effective/{category}/dark"]) == pytest.approx(float(share), abs=1e-6)
     fit(2, "half")
     last = str(tmp_path / "half" / "last.ckpt")
     resumed_module, resumed, _ = fit(4, "half", last)

@@ -101,6 +101,16 @@ def test_a_cut_keeps_the_same_prompts_and_every_category(tmp_path: Path, prompt_
     assert set(cut[0].validation.categories) == set("abcde")
 
 
+def test_training_on_a_few_prompts_takes_no_others(prompt_files: dict[str, str]) -> None:
+    data = PromptDataModule(**prompt_files, prompts_per_step=4, max_train=8)
+    batches = iter(data.train_dataloader())
+    seen = {i for _ in range(6) for i in next(batches).ids}
+    assert seen == set(data.train.ids)
+    assert len(seen) == 8
+    with pytest.raises(ValueError, match=r"has 8 prompts \(data\.max_train\)"):
+        PromptDataModule(**prompt_files, prompts_per_step=9, max_train=8)
+
+
 class Numbered(CaptionedDataset):
     """Image i is grey level i / 100; every third example is an edit."""
 

@@ -140,7 +140,7 @@ def test_what_the_reward_model_reached_is_in_the_report(tmp_path) -> None:
         validation={"alignment": {"srcc": 0.75, "plcc": None}},
         base="demo/vlm",
     )
-    plan = Plan(directory=tmp_path)
+    plan = Plan(directory=tmp_path, selection="t2i")
     fabricate(plan)
     (tmp_path / "reward" / "export").mkdir(parents=True)
     spec.write(tmp_path / "reward" / "export")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from demo.recipe import Plan, stages
-from demo.stages import Stage, StageRunner
+from demo.stage_runner import StageRunner
+from demo.stages import Stage
 
 # Writes how often it ran and from where it went on; with `stop` in the way it leaves a checkpoint and dies.
 SCRIPT = """
@@ -41,8 +42,8 @@ def _runs(tmp_path: Path) -> list[str]:
 
 
 def _run(stage: Stage, tmp_path: Path) -> StageRunner:
-    runner = StageRunner(directory=tmp_path / "run")
-    runner.run(stage, "1/1")
+    runner = StageRunner(tmp_path / "run")
+    runner.run([stage])
     return runner
 
 
@@ -119,8 +120,8 @@ def test_every_input_is_shipped_or_made_by_an_earlier_stage(tmp_path):
     assert len({stage.name for stage in stages(plan)}) == len(stages(plan))
 
 
-def test_the_default_trains_one_teacher_and_tests_two_models(tmp_path):
-    plan = Plan(directory=tmp_path)
+def test_the_short_selection_trains_one_teacher_and_tests_two_models(tmp_path):
+    plan = Plan(directory=tmp_path, selection="t2i")
     assert [s.name for s in stages(plan)] == ["t2i_teacher", "test_t2i_base", "test_t2i_t2i_teacher"]
     assert all(s.command.startswith("python train.py") for s in stages(plan))
     assert sys.executable not in stages(plan)[0].command
@@ -129,6 +130,6 @@ def test_the_default_trains_one_teacher_and_tests_two_models(tmp_path):
 
 
 def test_the_whole_recipe_trains_on_the_curated_prompts(tmp_path):
-    found = {stage.name: stage for stage in stages(Plan(directory=tmp_path, selection="all"))}
+    found = {stage.name: stage for stage in stages(Plan(directory=tmp_path))}
     assert found["curation"].output in found["t2i_teacher"].inputs
     assert "--config=configs/filter/offline.yaml" in found["t2i_teacher"].arguments

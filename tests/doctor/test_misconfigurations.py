@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from real_runs import ROOT, write_data
 
 import train
+from doctor.command import _nothing_compiled
 
 RUN = "--config=configs/qwen_image_21/grpo_t2i.yaml"
 EDIT = "--config=configs/qwen_image_21/grpo_edit.yaml"
@@ -94,3 +98,14 @@ def test_everything_wrong_is_said_at_once(files, tmp_path, capsys) -> None:
     message = refusal(capsys, RUN, *files[False], f"--run.dir={tmp_path}", *wrong)
     assert "1. data.prompts_per_step" in message
     assert "2. trainer.precision" in message
+
+
+def test_nothing_is_compiled_while_the_doctor_looks(monkeypatch) -> None:
+    for before in (None, "0"):
+        monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+        if before is not None:
+            monkeypatch.setenv("TORCHDYNAMO_DISABLE", before)
+        with _nothing_compiled():
+            function = torch.compile(torch.sin, backend=lambda *_: pytest.fail("compiled"))
+            assert function(torch.zeros(2)).sum() == 0
+        assert os.environ.get("TORCHDYNAMO_DISABLE") == before

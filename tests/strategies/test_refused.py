@@ -19,6 +19,12 @@ def test_optimizers_that_cannot_take_shards_are_refused(policy, kind) -> None:
         check_sharded_optimizer(module)
 
 
+def test_low_bit_states_that_shards_lose_are_refused(policy) -> None:
+    made = type("AdamW8bit", (torch.optim.AdamW,), {"__module__": "torchao.optim.adam"})  # torchao need not be there
+    with pytest.raises(ValueError, match=r"torchao's AdamW8bit.*checkpoint.*torch\.optim\.AdamW"):
+        check_sharded_optimizer(policy("nft", optimizer=partial(made, lr=1e-3)))
+
+
 def test_adamw_fused_or_not_is_taken(policy) -> None:
     for fused in (False, True):
         check_sharded_optimizer(policy("nft", optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused)))
