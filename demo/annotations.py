@@ -36,6 +36,7 @@ from demo.cases import alignment_case, edit_case
 from demo.damage import FACE, GRADES, PICTURE, damage
 from demo.edits import EditPair
 from demo.judgements import DAMAGE, Judgement, judge_alignment, judge_damage, judge_edit
+from demo.looks import look_of
 from demo.world import SPLITS, Split, keyed_rng, make_scene, render
 from models.images import from_uint8, to_uint8
 
@@ -117,6 +118,7 @@ def _edits(seed: int, index: int, split: Split, members: int) -> Group:
         pair,
         images,
         [outcome.scene.attributes for outcome in outcomes],
+        [look_of(outcome.scene) for outcome in outcomes],
         [outcome.broken for outcome in outcomes],
         source=render_tensor(pair.source)[0],
     )
@@ -127,6 +129,7 @@ def edit_group(
     pair: EditPair,
     images: Tensor,
     shown: Sequence[Mapping[str, str]],
+    looks: Sequence[str],
     broken: Sequence[Sequence[str]],
     *,
     source: Tensor,
@@ -138,6 +141,7 @@ def edit_group(
         pair: the edit.
         images: its results, (G, 3, H, W).
         shown: attributes of each result.
+        looks: look of each result, see `demo.looks`.
         broken: what else is wrong with each, see `judge_edit`.
         source: (3, H, W).
     """
@@ -147,8 +151,16 @@ def edit_group(
         prompt=pair.instruction,
         images=images,
         judgements=tuple(
-            judge_edit(pair.attribute, pair.value, pair.source.attributes, after, category=pair.category, broken=flaws)
-            for after, flaws in zip(shown, broken, strict=True)
+            judge_edit(
+                pair.attribute,
+                pair.value,
+                pair.source.attributes,
+                after,
+                category=pair.category,
+                looks=(look_of(pair.source), look),
+                broken=flaws,
+            )
+            for after, look, flaws in zip(shown, looks, broken, strict=True)
         ),
         source=source,
     )

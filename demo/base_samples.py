@@ -1,7 +1,7 @@
 """Images sampled from the demo's base, with the trained annotator's verdicts.
 
 The annotator reads attributes given a category, so an image is taken to show the category that its prompt asks for;
-and it has no opinion on identity, which the face reward judges.
+and of identity it has the colour alone that tells one person or plant from another (`demo.looks`).
 
 Shapes: P prompts, G members a prompt, C = 3, H = W = 32.
 """
@@ -22,7 +22,8 @@ from demo.annotations import Group, damaged_group, edit_group, render_tensor
 from demo.cache import cached_arrays
 from demo.captions import caption, parse
 from demo.edits import EditPair, make_edit
-from demo.judgements import DAMAGE, judge_alignment
+from demo.judgements import DAMAGE, IDENTITY, judge_alignment
+from demo.looks import look_of, read_look
 from demo.quality import QualityScore
 from demo.verifiers import Verifier
 from demo.world import SPLITS, Split, keyed_rng, make_scene
@@ -142,8 +143,12 @@ def _edited(
     for index, (pair, images) in enumerate(zip(pairs, samples, strict=True)):
         shown = annotator.predict(images, [pair.category] * members)
         sound = quality(images) >= _SOUND
-        broken = [() if whole else (DAMAGE,) for whole in sound.tolist()]
-        yield edit_group(index, pair, images, shown, broken, source=prompts.sources[index])
+        looks = [read_look(image, pair.category) for image in images]
+        flaws = [
+            (IDENTITY,) * (look != look_of(pair.source)) + (DAMAGE,) * (not whole)
+            for look, whole in zip(looks, sound.tolist(), strict=True)
+        ]
+        yield edit_group(index, pair, images, shown, looks, flaws, source=prompts.sources[index])
 
 
 def _key(index: int, stream: int) -> int:

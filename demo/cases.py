@@ -13,14 +13,13 @@ import numpy as np
 from demo.captions import Request, caption, parse
 from demo.edits import EDITABLE, EditPair, apply_edit, is_edit, make_edit
 from demo.judgements import DAMAGE, IDENTITY
+from demo.looks import IDENTITY_OPTION
 from demo.render import draw_options
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS, MAX_LETTERS, allowed
 from demo.world import Scene, Split, keyed_rng, make_scene, split_of
 
 _ALIGNMENT_STREAM, _EDIT_STREAM = 17, 19
 _TRIES = 200
-#: the detail by which one tells that this is another person, or another plant
-_IDENTITY_OPTION = {"portrait": "skinColor", "plant": "plantColor"}
 #: what may become of an edit
 OUTCOMES = ("right", "right", "half", "half", "undone", "wrong", "more", "identity", "damaged", "half_more")
 
@@ -182,7 +181,7 @@ def edit_outcome(pair: EditPair, name: str, split: Split, rng: np.random.Generat
 
 def _another(scene: Scene, rng: np.random.Generator) -> Scene:
     """The same attributes on somebody else."""
-    option = _IDENTITY_OPTION[scene.category]
+    option = IDENTITY_OPTION[scene.category]
     while True:
         other = replace(scene, options=draw_options(scene.category, scene.attributes, rng))
         if other.options[option] != scene.options[option]:

@@ -77,13 +77,14 @@ def judge_edit(
     after: Mapping[str, str],
     *,
     category: str,
+    looks: tuple[str, str],
     broken: Sequence[str] = (),
 ) -> Judgement:
     """Compare an edit's result with its instruction and its source.
 
     The reasoning puts what is compared side by side: of the attribute to change, the value asked for, the one shown
-    and the one before, with the verdict; of every other, before and after; then all that changed. Who writes it down
-    compares neighbouring words, not pictures.
+    and the one before, with the verdict; of every other, and of who it is, before and after; then all that changed.
+    Who writes it down compares neighbouring words, not pictures.
 
     Core: done (the attribute has the value asked for), half (it changed to something else) or undone. The rest: every
     other attribute that changed, and what is broken besides. Undone scores 1; half 3, or 2 if anything else changed;
@@ -95,6 +96,7 @@ def judge_edit(
         before: attributes of the source.
         after: attributes of the result.
         category: of both.
+        looks: of source and result, see `demo.looks`.
         broken: `IDENTITY`, `DAMAGE`, both or neither.
     """
     shown = after.get(attribute, "none")
@@ -109,6 +111,7 @@ def judge_edit(
     for name in names:
         values = f"{say(name, before.get(name, 'none'))} {say(name, after.get(name, 'none'))}"
         lines.append(f"{say('', name)}: {values} {CHANGED if name in changed else KEPT}")
+    lines.append(f"{IDENTITY}: {' '.join(looks)} {CHANGED if IDENTITY in changed else KEPT}")
     rest = " and ".join(say("", name) for name in changed) or "nothing"
     return Judgement(score=score, reasoning=", ".join((*lines, f"{CHANGED} {rest}")))
 

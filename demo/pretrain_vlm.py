@@ -184,7 +184,9 @@ def main() -> None:
     parser.add_argument("--init", type=Path, default=None, help="a model of this command to go on from, in its layout")
     parser.add_argument("--scenes", type=int, default=12000, help="renders of the training split, besides cards")
     parser.add_argument("--edits", type=int, default=2500, help="edits of the training split, three results each")
-    parser.add_argument("--seeing-steps", type=int, default=1200, help="of the vision tower alone")
+    parser.add_argument(
+        "--seeing-steps", type=int, default=None, help="of the vision tower alone; 1200, and 0 with --init, if omitted"
+    )
     parser.add_argument("--seeing-batch", type=int, default=48)
     parser.add_argument("--seeing-lr", type=float, default=2e-3)
     parser.add_argument("--steps", type=int, default=3000, help="of the whole model")
@@ -211,8 +213,9 @@ def main() -> None:
         processor = Qwen3VLProcessor.from_pretrained(args.init)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens")
     checkpoint = args.output / "checkpoint.pt"
-    if not checkpoint.exists() and args.seeing_steps and args.init is None:
-        settings = {"steps": args.seeing_steps, "batch": args.seeing_batch, "lr": args.seeing_lr, "seed": args.seed}
+    seeing_steps = args.seeing_steps if args.seeing_steps is not None else 1200 if args.init is None else 0
+    if not checkpoint.exists() and seeing_steps:
+        settings = {"steps": seeing_steps, "batch": args.seeing_batch, "lr": args.seeing_lr, "seed": args.seed}
         teach_seeing(model, processor, pool, held_out, **settings)
         _keep(checkpoint, 0, args.steps, model)
     train(

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from demo.judgements import IDENTITY
+from demo.looks import LOOKS, look_of
 from demo.vlm_tasks import Pool, imitated
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS, MAX_LETTERS
 from demo.world import Scene, keyed_rng
@@ -36,7 +38,7 @@ def _slots() -> list[tuple[str, str]]:
                 slots += [(category, f"letter {place}") for place in range(MAX_LETTERS)]
             else:
                 slots.append((category, attribute.name))
-    return slots
+    return slots + [(category, IDENTITY) for category in LOOKS]
 
 
 SLOTS = _slots()
@@ -52,6 +54,8 @@ def targets(scenes: Sequence[Scene]) -> Tensor:
         shown = {name: value for name, value in scene.attributes.items() if name != "text"}
         text = scene.attributes.get("text", "")
         shown |= {f"letter {place}": text[place] for place in range(len(text))}
+        if scene.category in LOOKS:
+            shown[IDENTITY] = look_of(scene)
         row = [WORDS.index(scene.category)]
         for category, name in SLOTS[1:]:
             row.append(WORDS.index(shown.get(name, "none")) if category == scene.category else IGNORED)

@@ -28,7 +28,8 @@ from demo.damage import FACE, GRADES, PICTURE, damage
 from demo.dataset import render_scenes
 from demo.degrade import imitate_generator
 from demo.edits import EditPair, make_edit
-from demo.judgements import DAMAGE, judge_alignment, judge_damage, judge_edit, say
+from demo.judgements import DAMAGE, IDENTITY, judge_alignment, judge_damage, judge_edit, say
+from demo.looks import LOOKS, look_of
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS
 from demo.world import WORLD_VERSION, Scene, Split, keyed_rng, make_scene, render
 from models.images import from_uint8, to_uint8
@@ -64,12 +65,13 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class EditExample:
-    """A rendered edit: source and result uint8 (32, 32, 3), the pair, and the result's attributes and flaws."""
+    """A rendered edit: source and result uint8 (32, 32, 3), the pair, and the result's attributes, look and flaws."""
 
     pair: EditPair
     source: np.ndarray
     result: np.ndarray
     attributes: dict[str, str]
+    look: str
     broken: tuple[str, ...]
 
 
@@ -130,18 +132,27 @@ def _edit_pool(seed: int, count: int, split: Split, cache_dir: Path | None) -> l
 
     pixels = cached_arrays(path, draw)["images"]
     return [
-        EditExample(pair=pair, source=row[0], result=row[1 + i], attributes=made.scene.attributes, broken=made.broken)
+        EditExample(
+            pair=pair,
+            source=row[0],
+            result=row[1 + i],
+            attributes=made.scene.attributes,
+            look=look_of(made.scene),
+            broken=made.broken,
+        )
         for (pair, outcomes), row in zip(cases, pixels, strict=True)
         for i, made in enumerate(outcomes)
     ]
 
 
 def description(scene: Scene) -> str:
-    """Every attribute of a scene, in the order of the vocabulary."""
+    """Every attribute of a scene, in the order of the vocabulary, and its look."""
     parts = [f"object {scene.category}"]
     for attribute in ATTRIBUTES[scene.category]:
         value = scene.attributes.get(attribute.name, "none")
         parts.append(f"{say('', attribute.name)} {say(attribute.name, value)}")
+    if scene.category in LOOKS:
+        parts.append(f"{IDENTITY} {look_of(scene)}")
     return ", ".join(parts)
 
 
@@ -189,8 +200,15 @@ def compare(pool: Pool, count: int, rng: np.random.Generator) -> list[Example]:
     examples = []
     for edit, source, image in zip(edits, sources, images, strict=True):
         pair = edit.pair
-        before, broken = pair.source.attributes, edit.broken
-        told = judge_edit(pair.attribute, pair.value, before, edit.attributes, category=pair.category, broken=broken)
+        told = judge_edit(
+            pair.attribute,
+            pair.value,
+            pair.source.attributes,
+            edit.attributes,
+            category=pair.category,
+            looks=(look_of(pair.source), edit.look),
+            broken=edit.broken,
+        )
         question = Question(rubric=COMPARE, prompt=pair.instruction, image=image, source=source)
         examples.append(Example(question=question, answer=told.reasoning))
     return examples
@@ -219,7 +237,7 @@ TASKS: dict[str, tuple[Task, int]] = {
     "describe": (describe, 8),
     "check": (check, 12),
     "compare": (compare, 20),
-    "damage": (name_damage, 20),
+    "damage": (name_damage, 28),
 }
 
 

@@ -20,6 +20,7 @@ from demo.damage import FACE, PICTURE, damage
 from demo.degrade import CORRUPTIONS
 from demo.edits import make_edit
 from demo.judgements import judge_alignment, judge_damage, judge_edit
+from demo.looks import look_of
 from demo.vocabulary import ATTRIBUTES
 from demo.world import make_scene, render, split_of
 from models.images import from_uint8
@@ -102,6 +103,7 @@ def test_outcomes_of_an_edit_are_judged_as_what_they_are() -> None:
                 pair.source.attributes,
                 made.scene.attributes,
                 category=pair.category,
+                looks=(look_of(pair.source), look_of(made.scene)),
                 broken=made.broken,
             )
             scores[name].add(told.score)
@@ -116,7 +118,7 @@ def test_outcomes_of_an_edit_are_judged_as_what_they_are() -> None:
                 )
             )
             assert core == f"{pair.attribute.replace('_', ' ')} {asked}: {shown} {before} {wanted}"
-            assert len(rest) == len(ATTRIBUTES[pair.category]) - 1
+            assert len(rest) == len(ATTRIBUTES[pair.category])  # the others, and who it is
             for line in rest:
                 assert line.endswith("kept") == (line.split(": ")[1].split()[0] == line.split()[-2])
             assert told.reasoning.endswith("changed nothing") == (name in ("right", "half", "undone"))
