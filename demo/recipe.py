@@ -28,6 +28,8 @@ GUIDED_BASE = "base_guided"
 GUIDED = ("--model.rollout.guidance.scale=2.5", "--model.rollout.cfg=rollout_only")
 #: models that are trained from the base, in the order of the pipeline
 TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
+#: modules of `demo` that decide what an annotation says
+_ANNOTATING = ("annotations", "base_samples", "cases", "damage", "judgements", "looks")
 #: of a quick run
 _FEW_PROMPTS = "--data.max_train=400"
 _TEST_CONFIGS = {
@@ -176,7 +178,7 @@ def _reward_stages(plan: Plan) -> list[Stage]:
         Stage(
             name="annotations",
             arguments=["-m", "demo.annotations", f"--output={annotations}", *(["--count=0.2"] if plan.quick else [])],
-            inputs=[Path("demo") / f"{name}.py" for name in ("annotations", "cases", "judgements")] + [BASE, ASSETS],
+            inputs=[*(Path("demo") / f"{name}.py" for name in _ANNOTATING), BASE, ASSETS],
             output=annotations / "test.jsonl",
             needs=VLM,
         ),
