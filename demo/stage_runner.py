@@ -22,7 +22,7 @@ from demo.stage_progress import StageDisplay, ending
 from demo.stages import Stage
 
 _POLL = 0.5
-#: seconds that stages have to write a checkpoint and end once another has failed or the user has had enough
+#: seconds that stages have to end once another has failed or the user has had enough
 _GRACE = 60.0
 
 
@@ -54,8 +54,9 @@ class StageRunner:
 
     Args:
         directory: of the whole demo run.
-        jobs: stages at a time. With two, each computes on half of the cores, which is faster than one after the other
-            on all of them: much of a small model's training, and every start, keeps one core busy alone.
+        jobs: stages at a time, each on its share of the cores. It pays where there are real cores to share: small
+            models don't fill many. Two stages on the two threads of one core take each other's cache, and together
+            take longer than one after the other (docs/results.md).
 
     Attributes:
         seconds: wall-clock time of each stage, of this run or of the ones that did it.
@@ -198,7 +199,7 @@ def _before(waiting: dict[str, Stage], heading: str) -> list[Stage]:
 
 
 def _stop(running: Sequence[Running]) -> None:
-    """End what still runs: trainings write a checkpoint on SIGTERM."""
+    """End what still runs: it goes on later, trainings from their last checkpoint."""
     for job in running:
         if job.process.poll() is None:
             job.process.terminate()
