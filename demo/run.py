@@ -24,18 +24,13 @@ def main() -> None:
         "--stages", choices=SELECTIONS, default=Plan.selection, help="the whole recipe, or the text-to-image teacher"
     )
     parser.add_argument("--quick", action="store_true", help="every stage in small: does it work, not what can it do")
-    parser.add_argument("--jobs", type=int, default=Plan.jobs, help="stages at a time; for more than two real cores")
+    parser.add_argument("--jobs", type=int, default=None, help="stages at a time; 2 for the whole recipe, else 1")
     args, extra = parser.parse_known_args()
-    if args.jobs < 1:
+    if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; at least one stage runs at a time.")
-    plan = Plan(
-        directory=args.dir,
-        seed=args.seed,
-        selection=args.stages,
-        quick=args.quick,
-        jobs=args.jobs,
-        extra=extra,
-    )
+    # With one teacher to train, a second stage would take its cores away for most of the time.
+    jobs = args.jobs if args.jobs is not None else 2 if args.stages == "all" else 1
+    plan = Plan(directory=args.dir, seed=args.seed, selection=args.stages, quick=args.quick, jobs=jobs, extra=extra)
     start, todo = time.monotonic(), stages(plan)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated. The same command goes on from here."))
     try:

@@ -54,9 +54,8 @@ class StageRunner:
 
     Args:
         directory: of the whole demo run.
-        jobs: stages at a time, each on its share of the cores. It pays where there are real cores to share: small
-            models don't fill many. Two stages on the two threads of one core take each other's cache, and together
-            take longer than one after the other (docs/results.md).
+        jobs: stages at a time. With two, each computes on half of the cores, which is faster than one after the other
+            on all of them: small models don't fill many, and every start keeps one busy alone (docs/results.md).
 
     Attributes:
         seconds: wall-clock time of each stage, of this run or of the ones that did it.
