@@ -41,10 +41,14 @@ from demo.world import SPLITS, Split, keyed_rng, make_scene, render
 from models.images import from_uint8, to_uint8
 
 DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
-#: groups of renders a dimension
-GROUPS = {"train": 300, "validation": 30, "test": 75}
+#: groups of renders by dimension; training has more of those whose scores are learnt late
+GROUPS = {
+    "train": {"alignment": 800, "aesthetic": 900, "portrait": 300, "instruction_following": 300},
+    "validation": dict.fromkeys(DIMENSIONS, 30),
+    "test": dict.fromkeys(DIMENSIONS, 75),
+}
 #: prompts (and as many instructions) that base samples are drawn for
-BASE_PROMPTS = {"train": 60, "validation": 15, "test": 40}
+BASE_PROMPTS = {"train": 100, "validation": 15, "test": 40}
 MEMBERS = 4
 #: of renders; far from the seeds of prompts, verifiers and pre-training
 SEED = 5000
@@ -259,8 +263,8 @@ def main() -> None:
 
     for split in SPLITS:
         start = time.perf_counter()
-        groups = round(GROUPS[split] * args.count)
-        made = (render_group(d, SEED + args.seed, i, split=split) for d in DIMENSIONS for i in range(groups))
+        groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count))]
+        made = (render_group(d, SEED + args.seed, i, split=split) for d, i in groups)
         count = write_groups(made, args.output, split)
         prompts = round(BASE_PROMPTS[split] * args.count * args.base_count)
         sampled = 0
