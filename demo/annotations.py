@@ -43,7 +43,7 @@ from models.images import from_uint8, to_uint8
 DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
 #: groups of renders by dimension; training has more of those whose scores are learnt late
 GROUPS = {
-    "train": {"alignment": 800, "aesthetic": 900, "portrait": 300, "instruction_following": 300},
+    "train": {"alignment": 700, "aesthetic": 700, "portrait": 250, "instruction_following": 450},
     "validation": dict.fromkeys(DIMENSIONS, 30),
     "test": dict.fromkeys(DIMENSIONS, 75),
 }
