@@ -69,9 +69,7 @@ def as_json(curated: CuratedScores, selection: Selection) -> dict[str, Any]:
             "kept": row.kept,
             "rate": row.rate,
             "unscored": row.unscored,
-            "range": {f"p{round(100 * q)}": float(np.quantile(row.ranges, q)) for q in (0.1, 0.5, 0.9)}
-            if row.ranges
-            else None,
+            "range": {f"p{round(100 * q)}": float(np.quantile(row.ranges, q)) for q in _SHARES} if row.ranges else None,
             "histogram": {"top": top, "counts": histogram(row.ranges, top)},
         }
         for name, row in rows.items()

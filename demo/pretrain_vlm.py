@@ -213,9 +213,10 @@ def main() -> None:
         processor = Qwen3VLProcessor.from_pretrained(args.init)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens")
     checkpoint = args.output / "checkpoint.pt"
-    seeing_steps = args.seeing_steps if args.seeing_steps is not None else 1200 if args.init is None else 0
-    if not checkpoint.exists() and seeing_steps:
-        settings = {"steps": seeing_steps, "batch": args.seeing_batch, "lr": args.seeing_lr, "seed": args.seed}
+    if args.seeing_steps is None:
+        args.seeing_steps = 1200 if args.init is None else 0
+    if not checkpoint.exists() and args.seeing_steps:
+        settings = {"steps": args.seeing_steps, "batch": args.seeing_batch, "lr": args.seeing_lr, "seed": args.seed}
         teach_seeing(model, processor, pool, held_out, **settings)
         _keep(checkpoint, 0, args.steps, model)
     train(

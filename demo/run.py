@@ -29,12 +29,12 @@ def main() -> None:
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; at least one stage runs at a time.")
     # With one teacher to train, a second stage would take its cores away for most of the time.
-    jobs = args.jobs if args.jobs is not None else 2 if args.stages == "all" else 1
+    jobs = args.jobs or (2 if args.stages == "all" else 1)
     plan = Plan(directory=args.dir, seed=args.seed, selection=args.stages, quick=args.quick, jobs=jobs, extra=extra)
     start, todo = time.monotonic(), stages(plan)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated. The same command goes on from here."))
+    runner = StageRunner(plan.directory, jobs=plan.jobs)
     try:
-        runner = StageRunner(plan.directory, jobs=plan.jobs)
         runner.run(todo)
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on from here.")

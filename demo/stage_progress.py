@@ -53,15 +53,15 @@ class StageDisplay:
         Args:
             logs: file that each stage writes to, by name.
         """
+        drawing = sys.stdout.isatty()
+        if not drawing and time.monotonic() - self._spoke <= _QUIET:
+            return
+        self._clear()
+        self._spoke = time.monotonic()
         lines = [f"  {name}: {last_line(log)}" for name, log in logs.items()]
-        if sys.stdout.isatty():
-            self._clear()
-            width = shutil.get_terminal_size().columns - 1
-            print("".join(f"{line[:width]}\n" for line in lines), end="", flush=True)
-            self._drawn = len(lines)
-        elif time.monotonic() - self._spoke > _QUIET:
-            print("\n".join(lines), flush=True)
-            self._spoke = time.monotonic()
+        width = shutil.get_terminal_size().columns - 1 if drawing else None
+        print("".join(f"{line[:width]}\n" for line in lines), end="", flush=True)
+        self._drawn = len(lines) if drawing else 0
 
     def _clear(self) -> None:
         if self._drawn:

@@ -105,16 +105,17 @@ class StageRunner:
             )
 
     def _start_what_can(self, waiting: dict[str, Stage], running: list[Running], lock: IO[str]) -> None:
+        unfinished = [job.stage for job in running]
         for heading, stage in list(waiting.items()):
             if len(running) == self.jobs:
                 return
-            unfinished = [job.stage for job in running] + _before(waiting, heading)
-            if any(stage.reads(other) for other in unfinished):
-                continue
-            del waiting[heading]
-            job = self._start(stage, heading, lock)
-            if job is not None:
+            if not any(stage.reads(other) for other in unfinished):
+                del waiting[heading]
+                job = self._start(stage, heading, lock)
+                if job is None:
+                    continue
                 running.append(job)
+            unfinished.append(stage)
 
     def _start(self, stage: Stage, heading: str, lock: IO[str]) -> Running | None:
         """Start a stage's command; None if there is nothing to run."""
@@ -189,12 +190,6 @@ class StageRunner:
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.directory / "stages.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _before(waiting: dict[str, Stage], heading: str) -> list[Stage]:
-    """The waiting stages that stand before one in the list."""
-    headings = list(waiting)
-    return [waiting[other] for other in headings[: headings.index(heading)]]
 
 
 def _stop(running: Sequence[Running]) -> None:

@@ -76,7 +76,7 @@ def _nothing_compiled() -> Iterator[None]:
     """Make `torch.compile` do nothing.
 
     diffusers imports peft and that one bitsandbytes, whose functions are decorated with it: decorating alone imports
-    the compiler and starts its worker processes, which took a third of the doctor's time.
+    the compiler, which takes seconds.
     """
     variable = "TORCHDYNAMO_DISABLE"
     before = os.environ.get(variable)

@@ -7,25 +7,33 @@ Shapes: N images or pairs of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from datamodules.annotation_files import AnnotationBatch
+from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
 from datamodules.preferences import PreferenceBatch
-from rewards.conversation import Question
+from lightning_modules.reward_metrics import combined
+from rewards.rubrics import Rubric
 
 #: characters that make a token, and pixels on a side of what makes an image token: about, which is enough for sorting
 _CHARACTERS, _SIDE = 4, 28
 
 
-def rough_length(question: Question, reasoning: str) -> float:
-    """About how many tokens a question and its reasoning have. It decides how much padding there is, nothing else."""
-    text = len(question.rubric.system_text) + len(question.prompt) + len(reasoning)
-    pixels = sum(image.shape[-2] * image.shape[-1] for image in question.images)
-    return text / _CHARACTERS + pixels / _SIDE**2
+def rough_length(example: LoadedAnnotation, rubric: Rubric, direct: bool) -> float:
+    """About how many tokens a question and its answer have. It decides how much padding there is, nothing else.
+
+    Args:
+        example: the image in question.
+        rubric: of its dimension.
+        direct: whether the answer is the score alone.
+    """
+    known = example.annotation
+    text = len(rubric.system_text) + len(known.prompt) + (0 if direct else len(known.reasoning))
+    images = [example.image] if example.source is None else [example.source, example.image]
+    return text / _CHARACTERS + sum(image.shape[-2] * image.shape[-1] for image in images) / _SIDE**2
 
 
 def split_by_length(lengths: Sequence[float], parts: int) -> list[list[int]]:
@@ -41,13 +49,13 @@ def split_by_length(lengths: Sequence[float], parts: int) -> list[list[int]]:
 
 
 def parts_by_length(
-    batch: AnnotationBatch | PreferenceBatch, questions: Sequence[Question], direct: Sequence[bool], parts: int
+    batch: AnnotationBatch | PreferenceBatch, rubrics: Mapping[str, Rubric], direct: Sequence[bool], parts: int
 ) -> list[tuple[AnnotationBatch | PreferenceBatch, list[bool]]]:
     """A batch in parts.
 
     Args:
         batch: N scored images, or pairs, of which either image tells the length.
-        questions: what is asked about them, or about the better ones, N.
+        rubrics: by dimension.
         direct: whether each answer is the score alone, N.
         parts: how many, in [1, N].
 
@@ -55,8 +63,7 @@ def parts_by_length(
         batch and `direct` of each part.
     """
     examples = batch.examples if isinstance(batch, AnnotationBatch) else batch.chosen
-    reasoning = ["" if skip else e.annotation.reasoning for e, skip in zip(examples, direct, strict=True)]
-    lengths = [rough_length(*both) for both in zip(questions, reasoning, strict=True)]
+    lengths = [rough_length(e, rubrics[e.annotation.dimension], skip) for e, skip in zip(examples, direct, strict=True)]
     return [(batch.take(rows), [direct[i] for i in rows]) for rows in split_by_length(lengths, parts)]
 
 
@@ -64,11 +71,8 @@ def mean_of_parts(
     losses: Sequence[tuple[Tensor, dict[str, Tensor]]], sizes: Sequence[int]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The batch's (loss, metrics) from those of its parts, each a mean over as many images or pairs as `sizes`."""
-    shares = [size / sum(sizes) for size in sizes]
-    loss = sum(share * part for share, (part, _) in zip(shares, losses, strict=True))
-    names = losses[0][1]
-    metrics = {name: sum(w * found[name] for w, (_, found) in zip(shares, losses, strict=True)) for name in names}
-    return loss, metrics
+    loss = sum(size / sum(sizes) * part for size, (part, _) in zip(sizes, losses, strict=True))
+    return loss, combined([(size, metrics) for size, (_, metrics) in zip(sizes, losses, strict=True)])
 
 
 def check_parts(data: Any, parts: int, world_size: int) -> None:

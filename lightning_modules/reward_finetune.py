@@ -178,9 +178,8 @@ class RewardFinetune(ScheduledOptimizer):
         # drawn for the batch of all ranks, so that it is the same however many there are
         size, rank = len(batch), self.global_rank
         direct = torch.rand(size * world_size(), generator=generator) < self.objective.direct_share
-        examples = batch.examples if isinstance(batch, AnnotationBatch) else batch.chosen
         mine = direct[rank * size : (rank + 1) * size].tolist()
-        parts = parts_by_length(batch, self.questions(examples), mine, self.length_parts)
+        parts = parts_by_length(batch, self.rubrics, mine, self.length_parts)
         loss, metrics = mean_of_parts([self.loss(*part) for part in parts], [len(part) for part, _ in parts])
         self.note_loss(loss)
         values = {"loss": loss.detach()} | {f"train/{name}": value for name, value in metrics.items()}

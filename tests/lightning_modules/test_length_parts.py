@@ -39,10 +39,9 @@ def test_loss_and_gradient_do_not_depend_on_the_parts(kind: str) -> None:
     module = toy_module(objective=RewardObjective(kind=kind, direct_share=0.5))
     module.configure_model()
     batch, direct = _batch(kind), [True, False, False, True, False, False, True]
-    examples = batch.examples if isinstance(batch, AnnotationBatch) else batch.chosen
     found = []
     for count in (1, 3, 7):
-        parts = parts_by_length(batch, module.questions(examples), direct, count)
+        parts = parts_by_length(batch, module.rubrics, direct, count)
         loss, metrics = mean_of_parts([module.loss(*part) for part in parts], [len(part) for part, _ in parts])
         module.model.zero_grad()
         loss.backward()
@@ -59,7 +58,7 @@ def test_loss_and_gradient_do_not_depend_on_the_parts(kind: str) -> None:
 def test_short_questions_are_padded_less() -> None:
     module = toy_module()
     batch = _batch("pointwise")
-    parts = parts_by_length(batch, module.questions(batch.examples), [False] * 7, 3)
+    parts = parts_by_length(batch, module.rubrics, [False] * 7, 3)
     longest = [max(len(e.annotation.prompt) for e in part.examples) for part, _ in parts]
     assert longest == sorted(longest)
     assert longest[0] < longest[-1]

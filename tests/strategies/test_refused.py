@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from strategies.checks import check_sampler, check_sharded_optimizer
+from strategies.checks import check_sampler, check_sharded_optimizer, why_unshardable
 
 
 @pytest.mark.parametrize("kind", [bitsandbytes.optim.AdamW8bit, bitsandbytes.optim.PagedAdamW8bit])
@@ -27,7 +27,9 @@ def test_low_bit_states_that_shards_lose_are_refused(policy) -> None:
 
 def test_adamw_fused_or_not_is_taken(policy) -> None:
     for fused in (False, True):
-        check_sharded_optimizer(policy("nft", optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=fused)))
+        make = partial(torch.optim.AdamW, lr=1e-3, fused=fused)
+        check_sharded_optimizer(policy("nft", optimizer=make))
+        assert why_unshardable(make) is None
 
 
 def test_lightnings_sampler_is_refused() -> None:
