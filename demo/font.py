@@ -5,6 +5,8 @@ Shapes: H = W = 32 pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 GLYPH_WIDTH, GLYPH_HEIGHT = 5, 7
@@ -67,8 +69,13 @@ def text_mask(text: str, size: int = 32) -> np.ndarray:
     """
     if len(text) not in LAYOUT or any(letter not in GLYPHS for letter in text):
         raise ValueError(f"A card shows 1 to {max(LAYOUT)} letters A to Z, received {text!r}.")
+    return place_letters(text, LAYOUT[len(text)], size)
+
+
+def place_letters(text: str, boxes: Sequence[tuple[int, int, int]], size: int = 32) -> np.ndarray:
+    """Ink of letters in boxes (top, left, scale), one a letter: bool (size, size)."""
     mask = np.zeros((size, size), dtype=bool)
-    for letter, (top, left, scale) in zip(text, LAYOUT[len(text)], strict=False):
+    for letter, (top, left, scale) in zip(text, boxes, strict=True):
         glyph = np.kron(GLYPHS[letter], np.ones((scale, scale), dtype=bool))
         mask[top : top + glyph.shape[0], left : left + glyph.shape[1]] = glyph
     return mask

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from demo.captions import Request
 from demo.vocabulary import ATTRIBUTES
@@ -44,7 +45,7 @@ def say(name: str, value: str) -> str:
 
 
 def judge_alignment(request: Request, category: str, attributes: Mapping[str, str]) -> Judgement:
-    """Compare an image with a prompt, requirement by requirement, in the order of the vocabulary.
+    """Compare an image with a prompt, requirement by requirement, in the order of the vocabulary; a text by letters.
 
     Another category scores 1. Another kind of plant or other letters: 2, or 1 if anything else is wrong as well.
     Otherwise 5, less 1 for each wrong attribute, at least 1.
@@ -62,9 +63,11 @@ def judge_alignment(request: Request, category: str, attributes: Mapping[str, st
         if name not in request.attributes:
             continue
         asked, shown = request.attributes[name], attributes.get(name, "none")
-        verdict = YES if asked == shown else MISSING if (category, name) in OBJECTS else NO
-        lines.append(f"{say('', name)} {say(name, asked)}: {say(name, shown)} {verdict}")
-        verdicts.append(verdict)
+        other = MISSING if (category, name) in OBJECTS else NO
+        # Letter by letter: who writes it down compares neighbouring words.
+        pairs = zip_longest(asked, shown, fillvalue="none") if name == "text" else [(asked, shown)]
+        lines += [f"{say('', name)} {say('', a)}: {say('', b)} {YES if a == b else other}" for a, b in pairs]
+        verdicts.append(YES if asked == shown else other)
     wrong, missing = verdicts.count(NO), verdicts.count(MISSING)
     score = max(1, 5 - wrong) if not missing else 2 if missing == 1 and not wrong else 1
     return Judgement(score=score, reasoning=", ".join(lines))

@@ -203,7 +203,7 @@ def main() -> None:
     args.cache.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     common = {"cache_dir": args.cache, "workers": args.workers}
-    pool = load_pool(POOL_SEED + args.seed, args.scenes, args.edits, split="train", **common)
+    pool = load_pool(POOL_SEED + args.seed, args.scenes, args.edits, split="train", loose_cards=True, **common)
     held_out = load_pool(HELD_OUT_SEED, 300, 60, split="validation", **common)
     print(f"{len(pool.scenes)} renders, {len(pool.edits)} edits, {time.perf_counter() - start:.0f} s", flush=True)
     if args.init is None:

@@ -155,13 +155,18 @@ def avatar(category: str, options: dict[str, Any]) -> dict[str, Any]:
 def render_options(category: str, options: dict[str, Any]) -> np.ndarray:
     """Pixels of complete options: uint8 (32, 32, 3), RGB."""
     if category == "typography":
-        ink, card = (np.array(_rgb(options[name]), dtype=np.uint8) for name in ("inkColor", "cardColor"))
-        return np.where(text_mask(options["text"], SIZE)[:, :, None], ink, card)
+        return print_card(text_mask(options["text"], SIZE), options)
     svg = avatar(category, options)["svg"]
     if category in _VIEW_BOX:
         svg = re.sub(r'viewBox="[^"]*"', f'viewBox="{_VIEW_BOX[category]}"', svg, count=1)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
     return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def print_card(mask: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """A card in the colours of its options with this ink, bool (H, W): uint8 (H, W, 3), RGB."""
+    ink, card = (np.array(_rgb(options[name]), dtype=np.uint8) for name in ("inkColor", "cardColor"))
+    return np.where(mask[:, :, None], ink, card)
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

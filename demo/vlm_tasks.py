@@ -28,8 +28,10 @@ from demo.damage import FACE, GRADES, PICTURE, damage
 from demo.dataset import render_scenes
 from demo.degrade import imitate_generator
 from demo.edits import EditPair, make_edit
+from demo.font import GLYPH_HEIGHT, GLYPH_WIDTH, place_letters
 from demo.judgements import DAMAGE, IDENTITY, judge_alignment, judge_damage, judge_edit, say
 from demo.looks import LOOKS, look_of
+from demo.render import SIZE, print_card
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS
 from demo.world import WORLD_VERSION, Scene, Split, keyed_rng, make_scene, render
 from models.images import from_uint8, to_uint8
@@ -41,6 +43,9 @@ STRENGTHS = ("slight", "some", "strong", "severe")
 _BATCH_STREAM = 31
 #: a third as many cards again: there are 26 letters to learn, and only a fifth of the scenes shows any
 _CARDS = 3
+#: share of the checks that are about a card: letters are learnt last
+_CHECKED_CARDS = 0.4
+_LOOSE_STREAM = 43
 
 
 def _instruction(name: str, text: str, *, edit: bool = False) -> Rubric:
@@ -84,6 +89,7 @@ class Pool:
         scenes: N of them.
         images: uint8 (N, 32, 32, 3).
         portraits: rows of `scenes` that are portraits.
+        cards: rows of `scenes` that are cards.
         edits: rendered edits.
     """
 
@@ -91,10 +97,20 @@ class Pool:
     scenes: list[Scene]
     images: np.ndarray
     portraits: np.ndarray
+    cards: np.ndarray
     edits: list[EditExample]
 
 
-def load_pool(seed: int, scenes: int, edits: int, *, split: Split, cache_dir: Path | None, workers: int = 0) -> Pool:
+def load_pool(
+    seed: int,
+    scenes: int,
+    edits: int,
+    *,
+    split: Split,
+    cache_dir: Path | None,
+    workers: int = 0,
+    loose_cards: bool = False,
+) -> Pool:
     """Render a pool, or read it.
 
     Args:
@@ -104,6 +120,8 @@ def load_pool(seed: int, scenes: int, edits: int, *, split: Split, cache_dir: Pa
         split: of everything.
         cache_dir: keeps the pixels.
         workers: processes that render scenes; 0 renders here.
+        loose_cards: half of the added cards have letters of other sizes in other places. A split's texts are its own,
+            so that some letters never stand alone in it: this is how they are seen large all the same.
     """
     pixels, made = [], []
     for count, category in ((scenes, None), (scenes // _CARDS, "typography")):
@@ -111,12 +129,16 @@ def load_pool(seed: int, scenes: int, edits: int, *, split: Split, cache_dir: Pa
         data = render_scenes(seed, range(count), **common, workers=workers if count > 500 else 0, cache_dir=cache_dir)
         pixels.append(data.images)
         made += [make_scene(seed, index, **common) for index in range(count)]
-    portraits = np.flatnonzero([scene.category == "portrait" for scene in made])
+    images, categories = np.concatenate(pixels), np.array([scene.category for scene in made])
+    if loose_cards:
+        for row in range(scenes, len(made), 2):
+            images[row] = loose_card(made[row], keyed_rng(seed, row, _LOOSE_STREAM))
     return Pool(
         split=split,
         scenes=made,
-        images=np.concatenate(pixels),
-        portraits=portraits,
+        images=images,
+        portraits=np.flatnonzero(categories == "portrait"),
+        cards=np.flatnonzero(categories == "typography"),
         edits=_edit_pool(seed, edits, split, cache_dir),
     )
 
@@ -143,6 +165,22 @@ def _edit_pool(seed: int, count: int, split: Split, cache_dir: Path | None) -> l
         for (pair, outcomes), row in zip(cases, pixels, strict=True)
         for i, made in enumerate(outcomes)
     ]
+
+
+def loose_card(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A card whose one or two letters are of drawn sizes in drawn places, uint8 (H, W, 3); longer texts as usual."""
+    text = scene.options["text"]
+    if len(text) > 2:
+        return render(scene)
+    scales = rng.permutation((2, 3))[: len(text)]
+    free = SIZE - int(scales.sum()) * GLYPH_WIDTH - (len(text) - 1)  # one column between two letters
+    boxes, left = [], 0
+    for scale in scales.tolist():
+        gap = int(rng.integers(free + 1))
+        free, left = free - gap, left + gap
+        boxes.append((int(rng.integers(SIZE - scale * GLYPH_HEIGHT + 1)), left, scale))
+        left += scale * GLYPH_WIDTH + 1
+    return print_card(place_letters(text, boxes, SIZE), scene.options)
 
 
 def description(scene: Scene) -> str:
@@ -174,7 +212,8 @@ def describe(pool: Pool, count: int, rng: np.random.Generator) -> list[Example]:
 
 def check(pool: Pool, count: int, rng: np.random.Generator) -> list[Example]:
     """Pictures with a prompt that is true of them, half-true, or about something else."""
-    rows = rng.integers(len(pool.scenes), size=count)
+    cards = rng.random(count) < _CHECKED_CARDS
+    rows = np.where(cards, rng.choice(pool.cards, size=count), rng.integers(len(pool.scenes), size=count))
     examples = []
     for row, image in zip(rows, imitated(pool.images[rows], rng), strict=True):
         scene = pool.scenes[row]
@@ -235,8 +274,8 @@ Task = Callable[[Pool, int, np.random.Generator], list[Example]]
 #: each task with its examples a step
 TASKS: dict[str, tuple[Task, int]] = {
     "describe": (describe, 8),
-    "check": (check, 12),
-    "compare": (compare, 20),
+    "check": (check, 28),
+    "compare": (compare, 12),
     "damage": (name_damage, 28),
 }
 

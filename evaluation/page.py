@@ -82,7 +82,7 @@ def _tiles(report: Report) -> str:
         tiles.append(("", "Categories that rose", f"{risen} of {len(parts)}", detail))
     if report.seconds:
         longest = max(report.seconds, key=report.seconds.__getitem__)
-        tiles.append(("", "Time", _duration(sum(report.seconds.values())), f"most of it: {longest}"))
+        tiles.append(("", "Time of all stages", _duration(sum(report.seconds.values())), f"most of it: {longest}"))
     content = "".join(
         f'<div class="tile {look}"><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>'
         for look, name, value, detail in tiles
@@ -111,7 +111,7 @@ def _seconds(seconds: Mapping[str, float]) -> str:
         for stage, value in seconds.items()
     )
     total = _duration(sum(seconds.values()))
-    last = f'<tr class="strong"><th scope="row">total</th><td>{total}</td><td></td></tr>'
+    last = f'<tr class="strong"><th scope="row">added up</th><td>{total}</td><td></td></tr>'
     head = '<tr><th scope="col">stage</th><th scope="col">time</th><td></td></tr>'
     table = f"<table><thead>{head}</thead><tbody>{rows}{last}</tbody></table>"
     return scrolling(table, "Time by stage") if rows else ""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +50,25 @@ def test_alignment_follows_the_hierarchy(
     assert judged.score == score
     failed = [part for part in judged.reasoning.split(", ") if part.endswith((" no", " missing"))]
     # "hair color red: ..." is about the colour, not the hair.
-    assert [max((n for n in wrong if part.startswith(f"{n} ")), key=len) for part in failed] == wrong
+    names = [max((n for n in wrong if part.startswith(f"{n} ")), key=len) for part in failed]
+    assert list(dict.fromkeys(names)) == wrong  # a text fails by letters
     cap = Rubric.load(RUBRICS / "alignment.yaml")
     assert (cap.cap_phrase in judged.reasoning) == bool({"object", "kind", "text"} & set(wrong))
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown", "reasoning"),
+    [
+        ("K T", "KT", "text K: K yes, text T: T yes"),
+        ("K T", "KP", "text K: K yes, text T: P missing"),
+        ("K T", "K", "text K: K yes, text T: none missing"),
+        ("K", "KT", "text K: K yes, text none: T missing"),
+    ],
+)
+def test_a_text_is_compared_letter_by_letter(asked: str, shown: str, reasoning: str) -> None:
+    judged = judge_alignment(parse(f"a card that says {asked}"), "typography", {"text": shown})
+    assert judged.reasoning == f"object typography: typography yes, {reasoning}"
+    assert judged.score == (5 if asked.replace(" ", "") == shown else 2)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -71,9 +87,9 @@ def test_what_was_replaced_in_a_caption_is_what_fails(split: str) -> None:
         expected = (1 if len(replaced) > 1 else 2) if objects else max(1, 5 - len(replaced))
         judged = judge_alignment(parse(prompt), shown.category, shown.attributes)
         assert judged.score == expected, (prompt, judged)
-        assert judged.reasoning.count(" no") + judged.reasoning.count(" missing") == len(
-            replaced
-        ) + judged.reasoning.count(" none")
+        letters = list(zip_longest(named.get("text", ""), shown.attributes.get("text", "") if "text" in named else ""))
+        failed = [part for part in judged.reasoning.split(", ") if part.endswith((" no", " missing"))]
+        assert len(failed) == len(replaced - {"text"}) + sum(asked != there for asked, there in letters)
         assert split_of(asked.category, asked.attributes) == split
         failures[len(replaced)] += 1
     assert len(failures) >= 4

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from demo import pretrain_vlm, vlm_tasks
+from demo.font import GLYPHS
 from demo.pretrain_vlm import answer_loss, language_batch, measure, train
+from demo.render import draw_options
 from demo.vlm_seeing import IGNORED, SLOTS, WORDS, targets, teach_seeing, word_tokens
-from demo.vlm_tasks import TASKS, Pool, corpus, description, load_pool, task_batch
-from demo.world import CATEGORIES, Scene, make_scene, split_of
+from demo.vlm_tasks import TASKS, Pool, corpus, description, load_pool, loose_card, task_batch
+from demo.world import CATEGORIES, Scene, keyed_rng, make_scene, render, split_of
 from models.tiny_vlm import build_vlm, build_vlm_tokenizer
 from rewards.rubrics import Rubric
 
@@ -34,6 +36,21 @@ def test_a_pool_is_the_same_from_its_cache(pool: Pool, tmp_path: Path) -> None:
         assert all((a.result == b.result).all() for a, b in zip(other.edits, pool.edits, strict=True))
     assert len(pool.scenes) == 32
     assert {split_of(s.category, s.attributes) for s in pool.scenes} == {"train"}
+
+
+@pytest.mark.parametrize("text", ["D", "DU", "KTP", "ABCD"])
+def test_loose_cards_show_every_letter_whole(text: str) -> None:
+    attributes = {"card": "white", "ink": "black", "text": text}
+    scene = Scene(
+        category="typography", attributes=attributes, options=draw_options("typography", attributes, keyed_rng(1))
+    )
+    usual, strokes = render(scene), [int(GLYPHS[letter].sum()) for letter in text]
+    sizes = {sum(n * s**2 for n, s in zip(strokes, scales, strict=False)) for scales in ((2, 3), (3, 2))}
+    drawn = [loose_card(scene, keyed_rng(2, i)) for i in range(12)]
+    for card in drawn:
+        assert {tuple(c) for c in card.reshape(-1, 3)} == {tuple(c) for c in usual.reshape(-1, 3)}
+        assert len(text) > 2 or int((card == card.min()).all(-1).sum()) in sizes
+    assert len({card.tobytes() for card in drawn}) > (6 if len(text) <= 2 else 0)
 
 
 @pytest.mark.parametrize("name", TASKS)
