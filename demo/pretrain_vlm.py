@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from demo.vlm_pool import Pool, load_pool
 from demo.vlm_seeing import build_reader, seeing_loss, targets, teach_seeing
-from demo.vlm_tasks import TASKS, Example, Pool, corpus, load_pool, task_batch
+from demo.vlm_tasks import TASKS, Example, corpus, task_batch
 from demo.world import keyed_rng
 from models.tiny_vlm import build_vlm, build_vlm_tokenizer
 from rewards.conversation import IGNORED, encode_questions, pad_left

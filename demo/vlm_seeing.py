@@ -21,7 +21,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from demo.judgements import IDENTITY
 from demo.looks import LOOKS, look_of
-from demo.vlm_tasks import Pool, imitated
+from demo.vlm_pool import Pool, imitated
 from demo.vocabulary import ATTRIBUTES, CATEGORIES, LETTERS, MAX_LETTERS
 from demo.world import Scene, keyed_rng
 

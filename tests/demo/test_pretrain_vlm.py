@@ -11,8 +11,9 @@ from demo import pretrain_vlm, vlm_tasks
 from demo.font import GLYPHS
 from demo.pretrain_vlm import answer_loss, language_batch, measure, train
 from demo.render import draw_options
+from demo.vlm_pool import Pool, load_pool, loose_card
 from demo.vlm_seeing import IGNORED, SLOTS, WORDS, targets, teach_seeing, word_tokens
-from demo.vlm_tasks import TASKS, Pool, corpus, description, load_pool, loose_card, task_batch
+from demo.vlm_tasks import TASKS, corpus, description, task_batch
 from demo.world import CATEGORIES, Scene, keyed_rng, make_scene, render, split_of
 from models.tiny_vlm import build_vlm, build_vlm_tokenizer
 from rewards.rubrics import Rubric
