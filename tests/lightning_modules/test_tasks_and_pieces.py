@@ -239,6 +239,7 @@ class Chained(AsyncReward):
             give_up = Timer(60, lambda: future.set_exception(TimeoutError("no gradient came before the last score")))
             give_up.daemon = True
             give_up.start()
+            future.add_done_callback(lambda _: give_up.cancel())
         self.pending.append((future, scores))
         return future
 
