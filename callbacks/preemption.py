@@ -31,7 +31,7 @@ class Preemption(Checkpoint):
     The handler only sets a flag. Ranks vote after every `every`-th step, so it doesn't matter which of them got the
     signal, and the collectives of a step are never cut in two. Lightning's own handler, which communicates while the
     other ranks do something else, is put aside for the time of training. A signal during validation waits for the next
-    step.
+    step, and one after the last step changes nothing.
 
     As a `Checkpoint` it runs after all other callbacks: the EMA and whatever else follows a step are saved as of it.
 
@@ -47,12 +47,13 @@ class Preemption(Checkpoint):
             raise ValueError(f"Preemption every is {every}; it must be at least 1.")
         self.directory, self.every = directory, every
         self._asked = False
-        self._previous: dict[signal.Signals, Any] = {}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning registers its handlers right before training starts.
-        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        # Lightning registers its handlers right before training starts, and in its teardown puts back what was there
+        # before. Put back earlier, Lightning's would meet a second signal while the ranks are on their way out.
+        for number in self.SIGNALS:
+            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self._asked = True
@@ -76,16 +77,3 @@ class Preemption(Checkpoint):
             return Path(self.directory)
         known = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
         return Path(known[0] if known else Path(trainer.default_root_dir) / "checkpoints")
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._put_back()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._put_back()
-
-    def _put_back(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}

@@ -103,7 +103,7 @@ class Recorder(Callback):
             "optimizer": sum(map(_local_bytes, state)),
         }
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # also if nothing was left to train
         averages = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA)]
         named = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
         self.found["weights"] = {n: full(p.detach()).clone() for n, p in named.items()}

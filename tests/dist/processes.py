@@ -1,6 +1,7 @@
 """Start ranks as gloo processes on the CPU, and look at what they leave behind.
 
-The processes fork from one server that has imported everything: a launch costs a fork, not ten seconds of imports.
+The processes fork from one server that has imported everything (`imported.py`): a launch costs a fork, not ten seconds
+of imports.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -20,8 +23,8 @@ GROUP_TIMEOUT = 60.0 * PATIENCE
 #: what Lightning and torch read about the ranks; a test run may itself be started by a launcher
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 
-_context = multiprocessing.get_context(os.environ.get("DIST_START", "forkserver"))
-_context.set_forkserver_preload(["dist_runs"])
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["imported"])
 
 
 def free_port() -> int:
@@ -32,6 +35,7 @@ def free_port() -> int:
 
 def start(function: Callable[..., None], world_size: int, *arguments: Any) -> list[BaseProcess]:
     """Run `function(*arguments)` in so many ranks."""
+    _start_server()
     port = free_port()
     ranks = [
         _context.Process(target=_rank, args=(function, rank, world_size, port, arguments), daemon=True)
@@ -40,6 +44,19 @@ def start(function: Callable[..., None], world_size: int, *arguments: Any) -> li
     for process in ranks:
         process.start()
     return ranks
+
+
+def _start_server() -> None:
+    """The server is a fresh interpreter that passes over what it cannot import: it must look where this one looks."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def finish(ranks: Sequence[BaseProcess], *, within: float = 120.0) -> list[int]:
