@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
@@ -61,6 +61,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         image_size: height and width in pixels.
         teachers: by task (`t2i`, `edit`); a batch is routed by its own task.
         optimizer: of the trainable weights.
+        lr_scheduler: stepped after every optimizer step; None keeps the rate.
         distillation: how the student learns.
         initial: where the student starts: `base`, or the task whose teacher it starts as.
         lora: train an adapter of this kind; None trains all the transformer's weights.
@@ -86,6 +87,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         image_size: int,
         teachers: dict[str, TeacherSettings],
         optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
         distillation: DistillationSettings = DistillationSettings(),  # noqa: B008  (frozen)
         initial: str = BASE,
         lora: LoraSettings | None = None,
@@ -105,7 +107,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.automatic_optimization = False
         sigmas = peek_sigmas(model_path, distillation.num_steps, image_size=(image_size, image_size))
         distillation.weights(sigmas)
-        check_optimizer(optimizer)
+        check_optimizer(optimizer, lr_scheduler)
         check_positive(gradient_clip=gradient_clip, test_members=test_members, guidance=guidance)
         self.val_guidances = val_guidances or [1.0]
         for scale in self.val_guidances:
@@ -115,6 +117,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.image_size = image_size
         self.teachers = teachers
         self.make_optimizer = optimizer
+        self.make_scheduler = lr_scheduler
         self.distillation_settings = distillation
         self.lora = lora
         self.frozen_dtype: FrozenDtype = frozen_dtype

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
@@ -59,6 +59,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         image_size: height and width in pixels.
         rewards: scorers by name, each on the scale 1..5.
         optimizer: of the trainable weights.
+        lr_scheduler: stepped after every optimizer step; None keeps the rate.
         reward_weights: by reward name, non-negative, summing to 1; or such weights for each task (`t2i`, `edit`), where
             a reward that a task does not name is not asked about that task's samples. Equal if none are given.
         judges: scorers used by `test` alone, by name. Never part of training.
@@ -82,6 +83,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         image_size: int,
         rewards: dict[str, Reward],
         optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
         reward_weights: dict[str, float | dict[str, float]] | None = None,
         judges: dict[str, Reward] | None = None,
         monitors: dict[str, Reward] | None = None,
@@ -100,7 +102,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         # Everything that can be refused is refused here, before a model loads.
         sigmas = peek_sigmas(model_path, max(rollout.num_steps, 1), image_size=(image_size, image_size))
         check_settings(rollout, objective, sigmas.tolist(), lora)
-        check_optimizer(optimizer)
+        check_optimizer(optimizer, lr_scheduler)
         check_positive(gradient_clip=gradient_clip, test_members=test_members)
         self.model_path = model_path
         self.image_size = image_size
@@ -120,6 +122,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.test_members = test_members
         self.seed = seed
         self.make_optimizer = optimizer
+        self.make_scheduler = lr_scheduler
         self.clock = PhaseClock()
         self.iteration = 0
         self.skipped = 0

@@ -1,4 +1,4 @@
-"""What automatically optimised modules share: optimizer, schedule and clipping, all by config."""
+"""Optimizer and schedule by config, and what automatically optimised modules share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_modules.settings import check_schedule
 from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
 
 #: stop a run after so many steps in a row with a loss or gradient that is not finite
@@ -28,28 +29,26 @@ def apply_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None
         group.update(values)
 
 
-class ScheduledOptimizer(LightningModule):
-    """Trains every parameter that wants a gradient; the learning rate is stepped after every optimizer step.
+class ConfiguredOptimizer(LightningModule):
+    """Optimizer and learning-rate schedule by config; the schedule is stepped after every step of the optimizer.
 
-    A step whose loss or gradient is not finite on any rank is left out on all of them; `MAX_SKIPPED` in a row end the
-    run. A subclass sets `make_optimizer`, `make_scheduler` (None keeps the rate) and `gradient_clip`, the largest norm,
-    and calls `note_loss` in its training step.
+    A subclass sets `make_optimizer` and `make_scheduler` (None keeps the rate), and says what is trained.
     """
 
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable | None
-    gradient_clip: float
-    #: steps in a row that were left out
-    skipped = 0
-    #: the losses since the last optimizer step are finite on this rank
-    _finite = True
+
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that the optimizer holds."""
+        return [p for p in self.parameters() if p.requires_grad]
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self._trainable())
+        optimizer = self.make_optimizer(self.trained())
         self._settings = settings_of(optimizer)
         if self.make_scheduler is None:
             return optimizer
+        check_schedule(self.make_optimizer, self.make_scheduler, self.trainer.max_steps)
         scheduler = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -57,6 +56,20 @@ class ScheduledOptimizer(LightningModule):
     def on_train_start(self) -> None:
         if self.make_scheduler is None:  # a schedule goes on with what it has in its own state
             apply_settings(self.optimizers().optimizer, self._settings)
+
+
+class ScheduledOptimizer(ConfiguredOptimizer):
+    """Trains every parameter that wants a gradient, by automatic optimization.
+
+    A step whose loss or gradient is not finite on any rank is left out on all of them; `MAX_SKIPPED` in a row end the
+    run. A subclass sets `gradient_clip`, the largest norm, and calls `note_loss` in its training step.
+    """
+
+    gradient_clip: float
+    #: steps in a row that were left out
+    skipped = 0
+    #: the losses since the last optimizer step are finite on this rank
+    _finite = True
 
     def note_loss(self, loss: Tensor) -> None:
         """Remember whether this rank's loss is finite until the ranks vote, before the optimizer steps."""
@@ -70,7 +83,7 @@ class ScheduledOptimizer(LightningModule):
 
     @override
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        norm = finish_gradients(self._trainable(), self.gradient_clip)
+        norm = finish_gradients(self.trained(), self.gradient_clip)
         finite, self._finite = self._finite, True
         if finite_everywhere(norm, torch.tensor(0.0 if finite else float("nan"))):
             self.skipped = 0
@@ -91,6 +104,3 @@ class ScheduledOptimizer(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped = checkpoint["skipped"]
-
-    def _trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad]

@@ -131,6 +131,36 @@ def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCalla
         raise ValueError(f"model.optimizer or model.lr_scheduler: {error}") from None
 
 
+def check_schedule(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable, steps: int) -> None:
+    """Follow the learning rate to the end of the run.
+
+    Args:
+        optimizer: as configured.
+        lr_scheduler: as configured, stepped after every update.
+        steps: updates of the run; -1 for no end.
+
+    Raises:
+        ValueError: a schedule that fails before the run's end, or at whose end, long before, the rate is 0.
+    """
+    made = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    schedule = lr_scheduler(made)
+    made.step()  # a schedule warns if it is stepped before its optimizer
+    idle = 0
+    for step in range(steps):
+        idle = 0 if any(group["lr"] > 0 for group in made.param_groups) else idle + 1
+        try:
+            schedule.step()
+        except ValueError as error:
+            raise ValueError(
+                f"model.lr_scheduler: at update {step + 1} of trainer.max_steps = {steps}: {error}"
+            ) from None
+    if idle > max(1, steps // 20):  # a schedule may well end at 0 with the run, or an update before
+        raise ValueError(
+            f"model.lr_scheduler: the learning rate is 0 in the last {idle} of trainer.max_steps = {steps} updates, "
+            "which would teach nothing. Let the schedule be as long as the run."
+        )
+
+
 def check_positive(**values: float) -> None:
     """Refuse settings of the model, by name, that are not above 0.
 

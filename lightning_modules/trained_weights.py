@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_modules.optimizers import apply_settings, settings_of
+from lightning_modules.optimizers import ConfiguredOptimizer
 from lightning_modules.settings import LoraSettings
 from models import ImageModel
 from models.adapters import add_lora
@@ -30,14 +29,13 @@ def expect_trained(module: LightningModule) -> None:
     module.configure_model()
 
 
-class TransformerTraining(LightningModule):
+class TransformerTraining(ConfiguredOptimizer):
     """Trains a generator's transformer, all of it or an adapter, by manual optimization.
 
     A subclass sets everything below.
     """
 
     model: ImageModel | None
-    make_optimizer: OptimizerCallable
     lora: LoraSettings | None
     gradient_clip: float
     seed: int
@@ -56,19 +54,9 @@ class TransformerTraining(LightningModule):
             torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
             add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
 
+    @override
     def trained(self) -> list[nn.Parameter]:
-        """The weights that the optimizer holds."""
         return [p for p in self.model.transformer.parameters() if p.requires_grad]
-
-    @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.make_optimizer(self.trained())
-        self._settings = settings_of(optimizer)
-        return optimizer
-
-    @override
-    def on_train_start(self) -> None:
-        apply_settings(self.optimizers().optimizer, self._settings)
 
     def finish_update(self, loss: Tensor, *, max_skipped: int) -> Tensor:
         """Step by the gradients that have accumulated.
@@ -85,6 +73,8 @@ class TransformerTraining(LightningModule):
         optimizer, norm = self.optimizers(), finish_gradients(self.trained(), self.gradient_clip)
         if finite_everywhere(norm, loss):
             optimizer.step()
+            if self.make_scheduler is not None:
+                self.lr_schedulers().step()
             self.skipped = 0
             return norm
         optimizer.zero_grad()

@@ -1,13 +1,15 @@
-"""torchrun and train.py as a user starts them: killed workers, and a launcher that is told to stop."""
+"""torchrun and train.py as a user starts them: killed workers, a launcher told to stop, a launcher killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,12 +95,32 @@ class Job:
                 return int(directory.name)
         raise AssertionError("no such worker")
 
+    def wait_a_moment(self) -> None:
+        """At most about a step."""
+        time.sleep(random.uniform(0, 0.5))
+
     def end(self) -> int:
         try:
             return self.process.wait(timeout=240 * PATIENCE)
         finally:
             self.process.kill()
             self.log.close()
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def assert_preempted_and_goes_on(directory: Path, expected: dict) -> None:
+    saved = directory / "checkpoints"
+    # There is none if the signal came after the last step's vote.
+    assert list(saved.glob("preempted-step=*.ckpt")) or list(saved.glob(f"epoch*step={2 * STEPS}.ckpt"))
+    again = Job(directory / "config.yaml", "--ckpt_path=last")
+    assert again.end() == 0
+    assert_finished(directory, expected)
 
 
 def assert_finished(directory: Path, expected: dict) -> None:
@@ -110,21 +132,49 @@ def assert_finished(directory: Path, expected: dict) -> None:
         assert torch.equal(weight, expected["weights"][name])
 
 
-def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_been(recorded, files, tmp_path) -> None:
-    job = Job(config(files, tmp_path), restarts=2)  # gloo may need the port of the first group for a moment
-    job.after_step(4)
-    os.kill(job.worker(1), signal.SIGKILL)
-    assert job.end() == 0
-    assert_finished(tmp_path, recorded("nft", "fsdp2", 2, steps=STEPS))
+def repetitions(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Path]:
+    """A new directory for each."""
+    for number in range(pytestconfig.getoption("--kills")):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        yield directory
 
 
-def test_a_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(recorded, files, tmp_path) -> None:
-    path = config(files, tmp_path)
-    job = Job(path)
-    job.after_step(2)
-    job.process.send_signal(signal.SIGTERM)
-    assert job.end() != 0
-    assert list((tmp_path / "checkpoints").glob("preempted-step=*.ckpt"))
-    again = Job(path, "--ckpt_path=last")
-    assert again.end() == 0
-    assert_finished(tmp_path, recorded("nft", "fsdp2", 2, steps=STEPS))
+def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_been(
+    recorded, files, tmp_path, pytestconfig
+) -> None:
+    expected = recorded("nft", "fsdp2", 2, steps=STEPS)
+    for directory in repetitions(tmp_path, pytestconfig):
+        job = Job(config(files, directory), restarts=2)  # gloo may need the port of the first group for a moment
+        job.after_step(2)
+        job.wait_a_moment()
+        os.kill(job.worker(random.randrange(2)), signal.SIGKILL)
+        assert job.end() == 0
+        assert_finished(directory, expected)
+
+
+def test_a_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(recorded, files, tmp_path, pytestconfig) -> None:
+    expected = recorded("nft", "fsdp2", 2, steps=STEPS)
+    for directory in repetitions(tmp_path, pytestconfig):
+        job = Job(config(files, directory))
+        job.after_step(2)
+        job.wait_a_moment()
+        job.process.send_signal(signal.SIGTERM)
+        assert job.end() != 0
+        assert_preempted_and_goes_on(directory, expected)
+
+
+def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(recorded, files, tmp_path, pytestconfig) -> None:
+    expected = recorded("nft", "fsdp2", 2, steps=STEPS)
+    for directory in repetitions(tmp_path, pytestconfig):
+        job = Job(config(files, directory))
+        job.after_step(2)
+        workers = [job.worker(rank) for rank in range(2)]
+        job.wait_a_moment()
+        job.process.kill()
+        assert job.end() == -signal.SIGKILL
+        deadline = time.monotonic() + 60 * PATIENCE
+        while any(is_running(worker) for worker in workers):
+            assert time.monotonic() < deadline, "orphans go on"
+            time.sleep(0.05)
+        assert_preempted_and_goes_on(directory, expected)

@@ -6,11 +6,13 @@ Every row of docs/settings_refused.md has one here.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR, StepLR
 
 from flow.guidance import Guidance
 from lightning_modules.settings import (
@@ -19,6 +21,7 @@ from lightning_modules.settings import (
     RolloutSettings,
     WindowSettings,
     check_optimizer,
+    check_schedule,
 )
 from lightning_modules.settings_checks import check_settings
 
@@ -120,6 +123,25 @@ def test_an_adapter_with_dropout_is_refused() -> None:
 def test_a_learning_rate_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="learning rate is 0"):
         check_optimizer(partial(torch.optim.AdamW, lr=0.0))
+
+
+SCHEDULES = {
+    "decays with the run": (partial(PolynomialLR, total_iters=100), None),
+    "keeps a rate": (partial(StepLR, step_size=10), None),
+    "has decayed long before": (partial(PolynomialLR, total_iters=50), r"0 in the last 50 of trainer\.max_steps = 100"),
+    "ends before": (partial(OneCycleLR, max_lr=1e-3, total_steps=50), r"at update 51 of trainer\.max_steps = 100"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_followed_to_the_end_of_the_run(name: str) -> None:
+    schedule, message = SCHEDULES[name]
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_schedule(partial(torch.optim.AdamW, lr=1e-3), schedule, 100)
+
+
+def test_a_run_without_a_last_step_takes_any_schedule() -> None:
+    check_schedule(partial(torch.optim.AdamW, lr=1e-3), partial(PolynomialLR, total_iters=5), -1)
 
 
 def test_the_policy_checks_before_a_model_loads(policy, monkeypatch) -> None:
