@@ -213,6 +213,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="predict returned None")
     # The frozen encoders are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # A checkpoint follows whole iterations, and resuming from one is bit for bit the run that went on.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     # Lightning's own use of torch, which its next release changes.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
     # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.

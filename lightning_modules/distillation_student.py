@@ -143,6 +143,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
     @override
     def setup(self, stage: str) -> None:
         """Refuse teachers and data that do not fit, before a model loads."""
+        super().setup(stage)
         if stage not in ("fit", "validate"):
             return  # a student is tested and sampled without its teachers
         check_teachers(

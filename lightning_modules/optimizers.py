@@ -43,12 +43,17 @@ class ConfiguredOptimizer(LightningModule):
         return [p for p in self.parameters() if p.requires_grad]
 
     @override
+    def setup(self, stage: str) -> None:
+        """Refuse a schedule that does not fit the run, before a model loads."""
+        if stage == "fit" and self.make_scheduler is not None:
+            check_schedule(self.make_optimizer, self.make_scheduler, self.trainer.max_steps)
+
+    @override
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.trained())
         self._settings = settings_of(optimizer)
         if self.make_scheduler is None:
             return optimizer
-        check_schedule(self.make_optimizer, self.make_scheduler, self.trainer.max_steps)
         scheduler = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 

@@ -130,6 +130,7 @@ class RewardFinetune(ScheduledOptimizer):
 
     @override
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         check_reward_data(self.trainer.datamodule, self.objective, self.rubrics)
         check_parts(self.trainer.datamodule, self.length_parts, self.trainer.world_size)
 

@@ -102,17 +102,21 @@ def _wait_for_a_step(run: Run, ranks: list) -> float:
     "function",
     [pytest.param("dcp.save", marks=pytest.mark.slow), "write_meta", pytest.param("put_in_place", marks=pytest.mark.slow)],
 )
-def test_a_crash_inside_a_save(recorded, files, tmp_path, function: str) -> None:
+def test_a_crash_inside_a_save(recorded, files, tmp_path, pytestconfig, function: str) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
-    run = run_in(tmp_path, files, extra=(CrashInSave(4, function),))
-    codes = finish(start(fit, 2, run))
-    assert 17 in codes
-    assert 0 not in codes
-    assert list(tmp_path.glob("*.ckpt.partial"))
-    reached = assert_goes_on(run, files, expected)
-    # shards and meta of the second save were complete, and only its name was missing, in the last case alone
-    assert reached == (4 if function == "put_in_place" else 2)
-    assert not list(tmp_path.glob("*.ckpt.partial"))
+    for repetition in range(pytestconfig.getoption("--kills")):
+        directory = tmp_path / str(repetition)
+        directory.mkdir()
+        step = 2 * random.randint(2, STEPS - 1)
+        run = run_in(directory, files, extra=(CrashInSave(step, function),))
+        codes = finish(start(fit, 2, run))
+        assert 17 in codes
+        assert 0 not in codes
+        assert list(directory.glob("*.ckpt.partial"))
+        reached = assert_goes_on(run, files, expected)
+        # shards and meta of that save were complete, and only its name was missing, in the last case alone
+        assert reached == (step if function == "put_in_place" else step - 2)
+        assert not list(directory.glob("*.ckpt.partial"))
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(files, tmp_path) -> None:
