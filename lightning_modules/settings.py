@@ -150,7 +150,7 @@ def check_schedule(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallab
         idle = 0 if any(group["lr"] > 0 for group in made.param_groups) else idle + 1
         try:
             schedule.step()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # a schedule that wants a metric is no schedule of updates
             raise ValueError(
                 f"model.lr_scheduler: at update {step + 1} of trainer.max_steps = {steps}: {error}"
             ) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR, ReduceLROnPlateau, StepLR
 
 from flow.guidance import Guidance
 from lightning_modules.settings import (
@@ -129,6 +129,7 @@ SCHEDULES = {
     "decays with the run": (partial(PolynomialLR, total_iters=100), None),
     "keeps a rate": (partial(StepLR, step_size=10), None),
     "has decayed long before": (partial(PolynomialLR, total_iters=50), r"0 in the last 50 of trainer\.max_steps = 100"),
+    "wants a metric": (ReduceLROnPlateau, r"at update 1 of .* 'metrics'"),
     "ends before": (partial(OneCycleLR, max_lr=1e-3, total_steps=50), r"at update 51 of trainer\.max_steps = 100"),
 }
 
