@@ -32,7 +32,7 @@ from cli_errors import SettingError, explain_instantiation, explain_parsing
 from curation.settings import CurationSettings
 from strategies import AtomicCheckpointIO
 from strategies.checkpoint_files import is_complete, sweep
-from strategies.launcher import end_with_launcher
+from strategies.launcher import end_with_launcher, warning_of_restarts
 from strategies.resume import checkpoint_to_resume, mark_start, restarted
 
 #: set to 1 to see the traceback of a bad setting
@@ -260,6 +260,8 @@ def main(args: list[str] | None = None) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=shown)
     _quiet()
     end_with_launcher()
+    if message := warning_of_restarts():
+        print(f"warning: {message}", file=sys.stderr)
     try:
         if given[:1] == ["doctor"]:
             from doctor.command import examine  # only this subcommand needs it

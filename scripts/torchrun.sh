@@ -10,7 +10,7 @@ NODES=${NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 HEAD=${HEAD:-127.0.0.1}
 PORT=${PORT:-29500}
-RESTARTS=${RESTARTS:-0}  # restarts go on from the newest checkpoint only with --ckpt_path last among the arguments
+RESTARTS=${RESTARTS:-0}  # each goes on from the newest checkpoint of this job
 
 if [[ "$NODE_RANK" == 0 ]]; then
     # shellcheck disable=SC2086
@@ -19,6 +19,8 @@ fi
 
 # A rank that died must not leave the others waiting for the default half hour in silence.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+# Restarted ranks meet at a store of their own: in the shared one lie the addresses of those that are gone.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 
 exec torchrun \
