@@ -9,25 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
-from torch.utils.data import DataLoader
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from callbacks import Preemption
 from callbacks.preemption import EXIT_PREEMPTED
 
 STEPS = 4
-
-
-class Small(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 1)
-
-    def training_step(self, batch: Tensor) -> Tensor:
-        return self.layer(batch).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Tell(Callback):
@@ -51,12 +38,12 @@ def fit(directory: Path, told: Tell) -> Trainer:
         max_steps=STEPS,
         callbacks=[told, Preemption(str(directory))],
         logger=False,
-        enable_checkpointing=True,
+        limit_val_batches=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=directory,
     )
-    trainer.fit(Small(), DataLoader(torch.ones(8, 2), batch_size=1))
+    trainer.fit(BoringModel())
     return trainer
 
 

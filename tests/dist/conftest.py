@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,3 +69,16 @@ def recorded(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         return kept[key]
 
     return record
+
+
+@pytest.fixture
+def repetitions(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Path]:
+    """As many as `--kills` says: a new directory for each."""
+
+    def directories() -> Iterator[Path]:
+        for number in range(pytestconfig.getoption("--kills")):
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            yield directory
+
+    return directories()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
+from unittest import mock
 
 #: how many times slower than it should be the machine may be
 PATIENCE = float(os.environ.get("DIST_PATIENCE", "1"))
@@ -48,15 +49,8 @@ def start(function: Callable[..., None], world_size: int, *arguments: Any) -> li
 
 def _start_server() -> None:
     """The server is a fresh interpreter that passes over what it cannot import: it must look where this one looks."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    try:
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def finish(ranks: Sequence[BaseProcess], *, within: float = 120.0) -> list[int]:

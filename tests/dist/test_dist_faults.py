@@ -64,11 +64,9 @@ def assert_goes_on(run: Run, files: dict[str, str], expected: dict) -> int:
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_signal_at_a_random_moment(recorded, files, tmp_path, pytestconfig, number: signal.Signals, rank: int) -> None:
+def test_a_signal_at_a_random_moment(recorded, files, repetitions, number: signal.Signals, rank: int) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
-    for repetition in range(pytestconfig.getoption("--kills")):
-        directory = tmp_path / str(repetition)
-        directory.mkdir()
+    for directory in repetitions:
         run = run_in(directory, files, extra=(Preemption(),))
         ranks = start(fit, 2, run)
         seconds = _wait_for_a_step(run, ranks)
@@ -102,11 +100,9 @@ def _wait_for_a_step(run: Run, ranks: list) -> float:
     "function",
     [pytest.param("dcp.save", marks=pytest.mark.slow), "write_meta", pytest.param("put_in_place", marks=pytest.mark.slow)],
 )
-def test_a_crash_inside_a_save(recorded, files, tmp_path, pytestconfig, function: str) -> None:
+def test_a_crash_inside_a_save(recorded, files, repetitions, function: str) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
-    for repetition in range(pytestconfig.getoption("--kills")):
-        directory = tmp_path / str(repetition)
-        directory.mkdir()
+    for directory in repetitions:
         step = 2 * random.randint(2, STEPS - 1)
         run = run_in(directory, files, extra=(CrashInSave(step, function),))
         codes = finish(start(fit, 2, run))

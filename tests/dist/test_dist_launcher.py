@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,16 +95,20 @@ class Job:
                 return int(directory.name)
         raise AssertionError("no such worker")
 
-    def wait_a_moment(self) -> None:
-        """At most about a step."""
-        time.sleep(random.uniform(0, 0.5))
-
     def end(self) -> int:
         try:
             return self.process.wait(timeout=240 * PATIENCE)
         finally:
             self.process.kill()
             self.log.close()
+
+
+def under_way(files: dict[str, str], directory: Path, *, restarts: int = 0) -> Job:
+    """A job some moment after its first step, several steps before its end."""
+    job = Job(config(files, directory), restarts=restarts)
+    job.after_step(2)
+    time.sleep(random.uniform(0, 0.5))  # at most about a step
+    return job
 
 
 def is_running(process: int) -> bool:
@@ -132,45 +135,32 @@ def assert_finished(directory: Path, expected: dict) -> None:
         assert torch.equal(weight, expected["weights"][name])
 
 
-def repetitions(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Path]:
-    """A new directory for each."""
-    for number in range(pytestconfig.getoption("--kills")):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        yield directory
+@pytest.fixture
+def expected(recorded) -> dict:
+    """The run that nothing happens to."""
+    return recorded("nft", "fsdp2", 2, steps=STEPS)
 
 
-def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_been(
-    recorded, files, tmp_path, pytestconfig
-) -> None:
-    expected = recorded("nft", "fsdp2", 2, steps=STEPS)
-    for directory in repetitions(tmp_path, pytestconfig):
-        job = Job(config(files, directory), restarts=1)
-        job.after_step(2)
-        job.wait_a_moment()
+def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_been(expected, files, repetitions) -> None:
+    for directory in repetitions:
+        job = under_way(files, directory, restarts=1)
         os.kill(job.worker(random.randrange(2)), signal.SIGKILL)
         assert job.end() == 0
         assert_finished(directory, expected)
 
 
-def test_a_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(recorded, files, tmp_path, pytestconfig) -> None:
-    expected = recorded("nft", "fsdp2", 2, steps=STEPS)
-    for directory in repetitions(tmp_path, pytestconfig):
-        job = Job(config(files, directory))
-        job.after_step(2)
-        job.wait_a_moment()
+def test_a_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(expected, files, repetitions) -> None:
+    for directory in repetitions:
+        job = under_way(files, directory)
         job.process.send_signal(signal.SIGTERM)
         assert job.end() != 0
         assert_preempted_and_goes_on(directory, expected)
 
 
-def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(recorded, files, tmp_path, pytestconfig) -> None:
-    expected = recorded("nft", "fsdp2", 2, steps=STEPS)
-    for directory in repetitions(tmp_path, pytestconfig):
-        job = Job(config(files, directory))
-        job.after_step(2)
+def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(expected, files, repetitions) -> None:
+    for directory in repetitions:
+        job = under_way(files, directory)
         workers = [job.worker(rank) for rank in range(2)]
-        job.wait_a_moment()
         job.process.kill()
         assert job.end() == -signal.SIGKILL
         deadline = time.monotonic() + 60 * PATIENCE

@@ -71,7 +71,7 @@ def last(directory: Path) -> dict[str, Any]:
     return torch.load(directory / "last.ckpt", weights_only=False)
 
 
-def test_killed_at_a_random_moment(files, tmp_path, pytestconfig) -> None:
+def test_killed_at_a_random_moment(files, tmp_path, repetitions) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     begun = time.monotonic()
@@ -80,9 +80,7 @@ def test_killed_at_a_random_moment(files, tmp_path, pytestconfig) -> None:
     expected = last(whole)
     states = "".join(map(str, expected["callbacks"]))
     assert all(name in states for name in ("RewardRangeFilter", "CategoryWeightCalibration", "WeightEMA"))
-    for repetition in range(pytestconfig.getoption("--kills")):
-        directory = tmp_path / str(repetition)
-        directory.mkdir()
+    for directory in repetitions:
         ranks = start(fit, 1, run_in(directory, files))
         time.sleep(random.uniform(0.2, seconds))
         if ranks[0].is_alive():
