@@ -15,20 +15,29 @@ class WeightEMA(Callback):
 
     Elementwise on each rank's own tensors: nothing is gathered or deep-copied, so it holds for sharded weights.
 
+    A long average lags behind: at a decay of 0.98 a run of 20 steps would export two thirds of what it began with. With
+    `warmup` the first updates count more, as in `EMAModel` of diffusers (there 9): the n-th, from 0, uses
+
+        min(decay, (1 + n) / (1 + n + warmup)).
+
     Args:
         decay: in [0, 1); 0 follows the weights.
         every: optimizer steps between updates.
+        warmup: 0 or more; the decay is reached after `warmup * decay / (1 - decay)` updates. 0 uses it from the start.
     """
 
-    def __init__(self, decay: float = 0.9, every: int = 1) -> None:
+    def __init__(self, decay: float = 0.9, every: int = 1, warmup: float = 0.0) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"WeightEMA decay is {decay}; it must lie in [0, 1). At 1 nothing would ever be learnt.")
         if every < 1:
             raise ValueError(f"WeightEMA every is {every}; it must be at least 1.")
-        self.decay, self.every = decay, every
+        if not 0 <= warmup < float("inf"):
+            raise ValueError(f"WeightEMA warmup is {warmup}; it must be 0 or more.")
+        self.decay, self.every, self.warmup = decay, every, warmup
         self.shadow: ShadowWeights | None = None
         self._restored: dict[str, Any] | None = None
         self._last_step = 0
+        self._updates = 0
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,13 +48,20 @@ class WeightEMA(Callback):
         if self.shadow is not None and self._restored is not None:
             self.shadow.load_state_dict(self._restored["weights"])
             self._last_step = self._restored["last_step"]
+            # checkpoints from before there was a warmup hold no count, and do not need it
+            self._updates = self._restored.get("updates", self._last_step // self.every)
             self._restored = None
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step - self._last_step >= self.every:
             self._last_step = trainer.global_step
-            self.shadow.blend(self.decay)
+            self.shadow.blend(self.decay_after(self._updates))
+            self._updates += 1
+
+    def decay_after(self, updates: int) -> float:
+        """Decay of the next update when there have been so many."""
+        return min(self.decay, (1 + updates) / (1 + updates + self.warmup))
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,7 +77,7 @@ class WeightEMA(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.shadow is None:
             return {}
-        return {"weights": self.shadow.state_dict(), "last_step": self._last_step}
+        return {"weights": self.shadow.state_dict(), "last_step": self._last_step, "updates": self._updates}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
