@@ -1,4 +1,7 @@
-"""`python -m demo.seeds DIR...`: what several runs of the demo found, claim by claim, as a Markdown table."""
+"""`python -m demo.seeds DIR...`: what several runs of the demo found, as Markdown tables.
+
+Claim by claim; with `--score judge/accuracy`, how far a model is above the base by category.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from demo.recipe import TASKS, TRAINED, Plan
+from evaluation import Interval, ScoreTable
+from evaluation.bench import check_same_prompts
+from evaluation.statistics import paired_gain
+from suggestions import nearest
 
 
 def load_report(directory: Path) -> dict[str, Any]:
@@ -37,13 +48,63 @@ def claims_table(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def gains_table(directories: Sequence[Path], *, task: str, model: str, score: str) -> str:
+    """Gain over the base by category: one column a run, and one of all runs together.
+
+    The runs share their prompts. All together, a prompt brings its images of every run, and intervals are resampled by
+    prompt as in every run: they hold for these runs, not for the next seed.
+
+    Args:
+        directories: runs of the demo.
+        task: one of `TASKS`.
+        model: one of `TRAINED`.
+        score: a name in `test_scores.jsonl`, such as "judge/accuracy".
+
+    Raises:
+        ValueError: a run that has not tested the model, a score that it does not have, or runs with other prompts.
+    """
+    pairs = [
+        tuple(_load_scores(Plan(directory=d).test_directory(m, task), score) for m in ("base", model))
+        for d in directories
+    ]
+    check_same_prompts(
+        {f"{d}/{i}": table for d, pair in zip(directories, pairs, strict=True) for i, table in enumerate(pair)}
+    )
+    rows = [["category", *map(str, directories), "all runs"], ["---"] * (len(directories) + 2)]
+    for category in (None, *sorted(set(pairs[0][0].categories))):
+        chosen = [[t.select(category) if category else t for t in pair] for pair in pairs]
+        before, after = ([pair[i].scores[score] for pair in chosen] for i in (0, 1))
+        together = (np.concatenate(before, axis=1), np.concatenate(after, axis=1))
+        found = [paired_gain(*values) for values in (*zip(before, after, strict=True), together)]
+        rows.append([category or "all", *map(_gain_text, found)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _load_scores(directory: Path, score: str) -> ScoreTable:
+    table = ScoreTable.load(directory / "test_scores.jsonl")
+    if score not in table.scores:
+        hint = nearest(score, table.scores)
+        raise ValueError(f"'{directory}' has no score '{score}'.{hint} It has {sorted(table.scores)}.")
+    return table
+
+
+def _gain_text(gain: Interval) -> str:
+    return f"{gain.mean:+.1f} ({gain.low:.1f} to {gain.high:.1f})"
+
+
 def main(args: list[str] | None = None) -> None:
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directories", nargs="+", type=Path, help="runs of the demo, with different seeds")
+    parser.add_argument("--score", help="gains by this score, such as judge/accuracy, in place of the claims")
+    parser.add_argument("--task", choices=TASKS, default="t2i", help="with --score: of which test")
+    parser.add_argument("--model", choices=TRAINED, default="t2i_teacher", help="with --score: of which model")
     given = parser.parse_args(args)
     try:
-        print(claims_table([load_report(directory) for directory in given.directories]))
+        if given.score:
+            print(gains_table(given.directories, task=given.task, model=given.model, score=given.score))
+        else:
+            print(claims_table([load_report(directory) for directory in given.directories]))
     except ValueError as error:
         parser.error(str(error))
 
