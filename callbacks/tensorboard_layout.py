@@ -8,33 +8,71 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-LAYOUT = {
-    "GRPO": {
-        "reward": ["Multiline", ["^reward/mean$"]],
-        "reward by category": ["Multiline", ["^category/.*"]],
-        "range and deviation in a group": ["Multiline", ["^reward/range$", "^reward/std$"]],
-        "ratio and clipping": ["Multiline", ["^update/.*ratio.*", "^update/.*clip.*"]],
-        "gradient norm": ["Multiline", ["^update/gradient_norm$"]],
-        "reward at the update and a step along it": ["Multiline", ["^probe/before$", "^probe/after$"]],
-        "slope along the update": ["Multiline", ["^probe/slope$"]],
-        "seconds by phase": ["Multiline", ["^time/.*_s$"]],
-        "TFLOP/s by phase": ["Multiline", ["^time/.*tflops$"]],
-    },
-    "monitor": {
-        "training reward, and scorers never trained on": ["Multiline", ["^monitor/proxy$", "^monitor/panel$"]],
-        "alerts": ["Multiline", ["^monitor/alert$"]],
-        "pictures": ["Multiline", ["^monitor/(brightness|saturation|contrast|sharpness|diversity)$"]],
-        "unconditional branch": ["Multiline", ["^monitor/unconditional_drift$"]],
-    },
-    "distillation": {
-        "gap to the teacher on the student's states": ["Multiline", ["^(t2i|edit)/gap$"]],
-        "gap by noise level": ["Multiline", ["^(t2i|edit)/gap/sigma.*"]],
-        "cosine with the teacher": ["Multiline", ["^(t2i|edit)/cosine$"]],
-        "gap on fixed states": ["Multiline", ["^val/.*/gap$"]],
-        "drift: what a task loses while others train": ["Multiline", ["^val/.*/drift$"]],
-    },
-    "validation": {"scores": ["Multiline", ["^val/.*/mean$"]]},
+from callbacks.hacking_monitor import HackingMonitor
+from callbacks.phase_timer import PhaseTimer
+from callbacks.update_probe import UpdateProbe
+from lightning_modules.settings import ObjectiveSettings
+
+Section = dict[str, list[str | list[str]]]
+
+
+def _lines(*tags: str) -> list[str | list[str]]:
+    """One chart of all scalars whose tags match."""
+    return ["Multiline", list(tags)]
+
+
+_GRPO: Section = {
+    "reward": _lines("^reward/mean$"),
+    "reward by category": _lines("^category/.*"),
+    "range and deviation in a group": _lines("^reward/range$", "^reward/std$"),
+    "gradient norm": _lines("^update/gradient_norm$"),
 }
+_TIME: Section = {
+    "seconds by phase": _lines("^time/.*_s$"),
+    "TFLOP/s by phase": _lines("^time/.*tflops$"),
+}
+_RATIO: Section = {"ratio and clipping": _lines("^update/.*ratio.*", "^update/.*clip.*")}
+_NFT: Section = {"error of the implicit policies": _lines("^update/(positive|negative)_loss$")}
+_REFERENCE: Section = {"distance to the weights before training": _lines("^update/kl$")}
+_PROBE: Section = {
+    "reward at the update and a step along it": _lines("^probe/before$", "^probe/after$"),
+    "slope along the update": _lines("^probe/slope$"),
+}
+_MONITOR: Section = {
+    "training reward, and scorers never trained on": _lines("^monitor/proxy$", "^monitor/panel$"),
+    "alerts": _lines("^monitor/alert$"),
+    "pictures": _lines("^monitor/(brightness|saturation|contrast|sharpness|diversity)$"),
+    "unconditional branch": _lines("^monitor/unconditional_drift$"),
+}
+_DISTILLATION: Section = {
+    "gap to the teacher on the student's states": _lines("^(t2i|edit)/gap$"),
+    "gap by noise level": _lines("^(t2i|edit)/gap/sigma.*"),
+    "cosine with the teacher": _lines("^(t2i|edit)/cosine$"),
+    "gap on fixed states": _lines("^val/.*/gap$"),
+    "drift: what a task loses while others train": _lines("^val/.*/drift$"),
+}
+_VALIDATION: Section = {"scores": _lines("^val/.*/mean$")}
+
+
+def layout_of(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
+    """The charts that this run has curves for, by section."""
+    objective: ObjectiveSettings | None = getattr(module, "objective_settings", None)
+    has = {type(callback) for callback in trainer.callbacks}
+    layout = {}
+    if objective is not None:
+        weight = objective.nft_reference_weight if objective.kind == "nft" else objective.kl_weight
+        layout["GRPO"] = (
+            _GRPO
+            | (_NFT if objective.kind == "nft" else _RATIO)
+            | (_REFERENCE if weight > 0 else {})
+            | (_PROBE if UpdateProbe in has else {})
+            | (_TIME if PhaseTimer in has else {})
+        )
+    if hasattr(module, "distillation_settings"):
+        layout["distillation"] = _DISTILLATION
+    if HackingMonitor in has:
+        layout["monitor"] = _MONITOR
+    return layout | {"validation": _VALIDATION}
 
 
 class TensorBoardLayout(Callback):
@@ -43,7 +81,7 @@ class TensorBoardLayout(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            trainer.logger.experiment.add_custom_scalars(LAYOUT)
+            trainer.logger.experiment.add_custom_scalars(layout_of(trainer, pl_module))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from planted import Broken
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from callbacks import ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorBoardLayout, WeightEMA
+from callbacks import ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorBoardLayout, UpdateProbe, WeightEMA
 from lightning_modules.settings import LoraSettings
 from models import load_image_model
 
@@ -103,7 +105,23 @@ def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) ->
     } <= scalars  # fmt: skip
     assert {"samples/portrait", "samples/plant"} <= set(events.Tags()["images"])
     assert len(events.Images("samples/plant")) == 2
-    assert any("custom_scalars" in tag for tag in events.Tags()["tensors"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [("clipped", {"kl_weight": 0.04}), ("nft", {"nft_reference_weight": 0.01}), ("nft", {"nft_reference_weight": 0.0})],
+)
+def test_no_chart_of_tensorboards_layout_is_empty(policy, data, tmp_path, kind, objective) -> None:
+    callbacks = [PhaseTimer(peak_tflops=0.1), TensorBoardLayout(), UpdateProbe(every=1, prompts=2)]
+    run = trainer(tmp_path, 2, *callbacks, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None)
+    run.fit(policy(kind, objective=objective), data())
+    events = EventAccumulator(str(tmp_path)).Reload()
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    charts = {chart.title: chart.multiline.tag for section in layout.category for chart in section.chart}
+    scalars = events.Tags()["scalars"]
+    assert not [title for title, tags in charts.items() if not any(re.search(t, s) for t in tags for s in scalars)]
+    assert ("ratio and clipping" in charts) == (kind == "clipped")
+    assert ("distance to the weights before training" in charts) == any(objective.values())
 
 
 def test_test_writes_scores_and_images(policy, data, tmp_path) -> None:
