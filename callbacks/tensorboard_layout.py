@@ -11,7 +11,7 @@ from typing_extensions import override
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.phase_timer import PhaseTimer
 from callbacks.update_probe import UpdateProbe
-from lightning_modules.settings import ObjectiveSettings
+from lightning_modules.objectives import NFT, Objective
 
 Section = dict[str, list[str | list[str]]]
 
@@ -55,22 +55,24 @@ _VALIDATION: Section = {"scores": _lines("^val/.*/mean$")}
 
 
 def layout_of(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
-    """The charts that this run has curves for, by section."""
-    objective: ObjectiveSettings | None = getattr(module, "objective_settings", None)
-    has = {type(callback) for callback in trainer.callbacks}
+    """The charts that this run has curves for, by section. The module is set up."""
+
+    def has(kind: type[Callback]) -> bool:
+        return any(isinstance(callback, kind) for callback in trainer.callbacks)
+
+    objective: Objective | None = getattr(module, "objective", None)
     layout = {}
     if objective is not None:
-        weight = objective.nft_reference_weight if objective.kind == "nft" else objective.kl_weight
         layout["GRPO"] = (
             _GRPO
-            | (_NFT if objective.kind == "nft" else _RATIO)
-            | (_REFERENCE if weight > 0 else {})
-            | (_PROBE if UpdateProbe in has else {})
-            | (_TIME if PhaseTimer in has else {})
+            | (_NFT if isinstance(objective, NFT) else _RATIO)
+            | (_REFERENCE if objective.uses_reference else {})
+            | (_PROBE if has(UpdateProbe) else {})
+            | (_TIME if has(PhaseTimer) else {})
         )
     if hasattr(module, "distillation_settings"):
         layout["distillation"] = _DISTILLATION
-    if HackingMonitor in has:
+    if has(HackingMonitor):
         layout["monitor"] = _MONITOR
     return layout | {"validation": _VALIDATION}
 

@@ -45,7 +45,7 @@ def claims_table(reports: Sequence[dict[str, Any]]) -> str:
         cells = [f"{claims[text]['found']}: {claims[text]['verdict']}" if text in claims else "" for claims in found]
         held = sum(text in claims and claims[text]["verdict"] == "holds" for claims in found)
         rows.append([text, *cells, f"{held} of {len(found)}"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _markdown(rows)
 
 
 def gains_table(directories: Sequence[Path], *, task: str, model: str, score: str) -> str:
@@ -63,20 +63,22 @@ def gains_table(directories: Sequence[Path], *, task: str, model: str, score: st
     Raises:
         ValueError: a run that has not tested the model, a score that it does not have, or runs with other prompts.
     """
-    pairs = [
-        tuple(_load_scores(Plan(directory=d).test_directory(m, task), score) for m in ("base", model))
-        for d in directories
-    ]
-    check_same_prompts(
-        {f"{d}/{i}": table for d, pair in zip(directories, pairs, strict=True) for i, table in enumerate(pair)}
+    before, after = (
+        {str(d): _load_scores(Plan(directory=d).test_directory(m, task), score) for d in directories}
+        for m in ("base", model)
     )
-    rows = [["category", *map(str, directories), "all runs"], ["---"] * (len(directories) + 2)]
-    for category in (None, *sorted(set(pairs[0][0].categories))):
-        chosen = [[t.select(category) if category else t for t in pair] for pair in pairs]
-        before, after = ([pair[i].scores[score] for pair in chosen] for i in (0, 1))
-        together = (np.concatenate(before, axis=1), np.concatenate(after, axis=1))
-        found = [paired_gain(*values) for values in (*zip(before, after, strict=True), together)]
+    check_same_prompts(before | {f"{name}, {model}": table for name, table in after.items()})
+    rows = [["category", *before, "all runs"], ["---"] * (len(before) + 2)]
+    for category in (None, *sorted(set(before[str(directories[0])].categories))):
+        chosen = [[t.select(category) if category else t for t in side.values()] for side in (before, after)]
+        values = [[table.scores[score] for table in side] for side in chosen]
+        together = [np.concatenate(side, axis=1) for side in values]
+        found = [paired_gain(*pair) for pair in (*zip(*values, strict=True), together)]
         rows.append([category or "all", *map(_gain_text, found)])
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -105,6 +105,7 @@ def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) ->
     } <= scalars  # fmt: skip
     assert {"samples/portrait", "samples/plant"} <= set(events.Tags()["images"])
     assert len(events.Images("samples/plant")) == 2
+    assert any("custom_scalars" in tag for tag in events.Tags()["tensors"])
 
 
 @pytest.mark.parametrize(
