@@ -50,7 +50,7 @@ _NOTES = (
     "reward. It never touches training; letters and flat colours are read by the same exact rules in both. "
     "docs/evaluation.md says what each pillar cannot see.",
     "The base learnt from pictures of which 60 % were damaged on purpose (demo/README.md): part of the gain is leaving "
-    "the damage out. No guidance is used; docs/results.md has what guidance does to base and teacher.",
+    "the damage out. No guidance is used; docs/experiments.md has what guidance does to base and teacher.",
     "All models draw the same held-out prompts from the same noise in the same way. No training prompt "
     "names a combination of key attributes that a test prompt names.",
     "Battles are judged by the difference of the bench's overall scores of two images made from the same noise; "

@@ -55,7 +55,7 @@ class StageRunner:
     Args:
         directory: of the whole demo run.
         jobs: stages at a time. With two, each computes on half of the cores, which is faster than one after the other
-            on all of them: small models don't fill many, and every start keeps one busy alone (docs/results.md).
+            on all of them: small models don't fill many, and every start keeps one busy alone (docs/experiments.md).
 
     Attributes:
         seconds: wall-clock time of each stage, of this run or of the ones that did it.
