@@ -33,15 +33,32 @@ NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected an? <class 'NoneType'>|Not a valid subclass|"
     r"Subclass types expect|a class path|a dict with|$"
 )
+#: how jsonargparse asks for an object that has no text of its own, such as a tensor
+TENSOR = "dot import path string: "
 PLAIN_TYPES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null",
     "dict": "a mapping", "list": "a list", "tuple": "a list",
-    "dot import path string: ": "a class path (package.Class)",
+    TENSOR: "a class path (package.Class)",
 }  # fmt: skip
+
+
+#: what a module and its data are as long as no configuration names a class
+UNDECIDED = ("lightning.LightningModule", "lightning.LightningDataModule")
 
 
 class SettingError(ValueError):
     """A setting that can't be used; the message is for the person who wrote it."""
+
+
+def refuse(found: Sequence[str]) -> None:
+    """Stop if anything was found to be wrong.
+
+    Raises:
+        SettingError: with all of it, numbered where there is more than one thing.
+    """
+    if found:
+        listed = "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
+        raise SettingError(found[0] if len(found) == 1 else listed)
 
 
 class Place(NamedTuple):
@@ -118,6 +135,10 @@ def _message(place: Place, line: str, known: Sequence[str]) -> str | None:
         return f"Unexpected argument '{match[1]}'. Settings are written --name=value."
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", line):
         return _unknown_class(place, match[1], match[2])
+    if match := re.search(r"Expected an instantiatable class, but (\S+) is abstract", line):
+        return _abstract(place, match[1])
+    if match := re.fullmatch(r"(.+) \((\S+\.py), line (\d+)\)", line):
+        return f"{place.key}: {match[2]}, line {match[3]}: {match[1]}."
     if match := re.search(r"No module named '([^']+)'", line):
         packages = [path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")]
         return f"{place.key}: no module '{match[1]}'.{nearest(match[1], packages)}"
@@ -137,6 +158,11 @@ def _message(place: Place, line: str, known: Sequence[str]) -> str | None:
 
 def _unknown(place: Place, name: str, known: Sequence[str]) -> str:
     """Find the first part of a dotted name that is no setting, and the nearest one that is."""
+    if place.class_path in UNDECIDED:
+        return (
+            f"{place.key}.{name} is set, but nothing before says which {place.key} it is of. Give the configuration "
+            "of a stage first, such as --config configs/demo/t2i_teacher.yaml."
+        )
     names = known if place.class_path is None else settings_of(place.class_path)
     where, prefix = place.key, ""
     for part in name.removeprefix("init_args.").split("."):
@@ -155,6 +181,12 @@ def _unknown_class(place: Place, module: str, name: str) -> str:
     names = getattr(found, "__all__", None) or [n for n in vars(found) if not n.startswith("_")]
     classes = [f"{module}.{n}" for n in names if inspect.isclass(getattr(found, n))]
     return f"{place.key}: '{module}' has no class '{name}'.{nearest(f'{module}.{name}', classes)}"
+
+
+def _abstract(place: Place, class_path: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    left = sorted(getattr(importlib.import_module(module), name).__abstractmethods__)
+    return f"{place.key}: {class_path} can't be used as it is: it does not implement {' and '.join(left)}."
 
 
 def _missing(place: Place, names: list[str]) -> str:
@@ -180,7 +212,9 @@ def _wrong_type(text: str, places: list[tuple[Place, str]]) -> str:
                 choices += [str(choice) for choice in ast.literal_eval(kind[kind.index("[") :])]
             else:
                 kinds.append(f"a class path of a {match['base']}" if kind is None else _plain(kind))
-        elif match := re.match(r"Given value: (?:NestedArg\(key='[^']*', val=)?'?(.*?)(?:'?\))?$", line):
+        elif match := re.match(
+            r"Given value: (?:NestedArg\(key='[^']*', val=)?'?(.*?)(?:'?\))?(?:\. Got value: .*)?$", line
+        ):
             received = match[1]
         if received is not None:
             break
@@ -190,6 +224,8 @@ def _wrong_type(text: str, places: list[tuple[Place, str]]) -> str:
         key = full if full.startswith(key) else key
     if choices:
         kinds.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
+    if "a number" in kinds:  # where a tensor would do as well
+        kinds = [kind for kind in kinds if kind != PLAIN_TYPES[TENSOR]]
     expected = " or ".join(k for k in dict.fromkeys(kinds) if k != "null" or len(kinds) == 1)
     return f"{key} must be {expected}, received '{received or '':.80}'.{nearest(received or '', choices)}"
 

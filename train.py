@@ -28,8 +28,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
-from cli_errors import SettingError, explain_instantiation, explain_parsing
+from cli_errors import SettingError, explain_instantiation, explain_parsing, refuse
+from config_stack import check_stack
 from curation.settings import CurationSettings
+from lightning_modules.stopping import RunStopped
 from strategies import AtomicCheckpointIO
 from strategies.checkpoint_files import is_complete, sweep
 from strategies.launcher import end_with_launcher, warning_of_restarts
@@ -92,13 +94,16 @@ class FlowCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
+        given = sys.argv[1:] if args is None else args
+        check_stack(given)
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, ValueError) as error:
-            given = sys.argv[1:] if args is None else args
             subcommand = next((a for a in given if a in self._subcommand_parsers), "fit")
             known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
             raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
+
+        _check_seed(self.config[self.config.subcommand].run.seed)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -135,6 +140,10 @@ class FlowCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        from doctor.checks import faults  # these know the generators' libraries: a misspelt key needn't wait for them
+        from doctor.setup import setup_of
+
+        refuse(faults(setup_of(self, self.subcommand)))
         self._asked_for = self.config_init[self.subcommand].get("ckpt_path")
         self._choose_checkpoint()
 
@@ -167,6 +176,16 @@ class FlowCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Keep what the user passes: Lightning's own version lets a checkpoint's hyper-parameters win."""
+
+
+def _check_seed(seed: int) -> None:
+    """Refuse a seed before numpy does, which would not name the setting.
+
+    Raises:
+        SettingError: outside of what numpy and torch both take.
+    """
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"run.seed is {seed}; it must lie between 0 and {2**32 - 1}.")
 
 
 def _check_checkpoint(path: Any) -> None:
@@ -269,8 +288,9 @@ def main(args: list[str] | None = None) -> None:
             examine(given[1:], _run, FlowCLI)
         else:
             _run(FlowCLI, args)
-    except (ValueError, OSError, MisconfigurationException) as error:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1" or _in_a_batch(error):
+    except (ValueError, OSError, MisconfigurationException, RunStopped) as error:
+        stopped = isinstance(error, RunStopped)  # on purpose, whatever was running
+        if os.environ.get(TRACEBACK_VARIABLE) == "1" or (_in_a_batch(error) and not stopped):
             raise
         print(f"error: {error}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
         sys.exit(2)

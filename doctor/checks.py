@@ -7,7 +7,7 @@ trainer and the machine at once. Every message says what to change.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,28 @@ from strategies.checks import why_unshardable
 
 #: pipelines that take no source image
 TEXT_ONLY = "QwenImagePipeline"
+#: a whole copy of weights, gradients and optimizer states above this leaves no room on a device of 80 GB
+LARGEST_COPY = 60 * 10**9
+
+Check = Callable[[Setup], Iterator[str]]
 
 
 def problems(setup: Setup) -> list[str]:
     """Everything that is wrong, in sentences; empty where nothing is. Nothing is built to find it out."""
-    checks = CHECKS if setup.stage == "fit" else [check for check in CHECKS if check not in OF_TRAINING]
-    return [message for check in checks for message in check(setup)]
+    return _found(setup, CHECKS)
+
+
+def faults(setup: Setup) -> list[str]:
+    """What every run is refused for at its start: it would fail later, or compute something else than it says.
+
+    The rest of `problems` is about losing work or money, and whoever starts a run may have their reasons.
+    """
+    return _found(setup, FAULTS)
+
+
+def _found(setup: Setup, checks: Sequence[Check]) -> list[str]:
+    chosen = checks if setup.stage == "fit" else [check for check in checks if check not in OF_TRAINING]
+    return [message for check in chosen for message in check(setup)]
 
 
 def _parts(setup: Setup) -> list[tuple[str, Any]]:
@@ -78,16 +94,14 @@ def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
 
 
 def _rewards_fit_task(setup: Setup) -> Iterator[str]:
-    if setup.data is None or edits(setup.data) or not hasattr(setup.data, "prompts_per_step"):
-        return
-    weights = getattr(setup.model, "reward_weights", None) or {}
-    if any(isinstance(value, dict) for value in weights.values()):
-        return  # by task: each reward is asked about its own
+    weights, of_data = getattr(setup.model, "reward_weights", {}), tasks(setup.data)
     for name, reward in getattr(setup.model, "rewards", {}).items():
-        if getattr(getattr(reward, "rubric", None), "task", None) == "edit":
+        judged = getattr(getattr(reward, "rubric", None), "task", None)
+        asked = [task for task in of_data if weights.get(task, {}).get(name, 0) > 0]
+        if judged == "edit" and "t2i" in asked:
             yield (
-                f"model.rewards.{name} judges edits, but the data have no source images: use "
-                "datamodules.EditPairDataModule, or a rubric for text-to-image."
+                f"model.rewards.{name} judges edits, but is asked about prompts without source images: use "
+                "datamodules.EditPairDataModule, a rubric for text-to-image, or weights by task (model.reward_weights)."
             )
 
 
@@ -161,6 +175,12 @@ def _whole_iterations(setup: Setup) -> Iterator[str]:
             )
 
 
+def _takes_steps(setup: Setup) -> Iterator[str]:
+    for name in ("max_steps", "max_epochs"):
+        if setup.trainer.get(name) == 0:
+            yield f"trainer.{name} is 0: nothing would be trained. Set it above 0; -1 goes on without end."
+
+
 def _can_resume(setup: Setup) -> Iterator[str]:
     for checkpoint in setup.checkpoints:
         if not checkpoint.dirpath:
@@ -196,14 +216,17 @@ def _quantised_optimizer(setup: Setup) -> Iterator[str]:
         yield f"{reason} Use torch.optim.AdamW with {setup.strategy}, or one device with an adapter."
 
 
-def _full_copies(setup: Setup) -> Iterator[str]:
-    generates, adapted = hasattr(setup.model, "image_size"), getattr(setup.model, "lora", None) is not None
-    if generates and not adapted and setup.ranks > 1 and setup.shards == 1:
-        yield (
-            f"{setup.ranks} ranks train all weights without a sharding strategy, each with a whole copy of weights, "
-            "gradients and optimizer states. Set trainer.strategy to one that shards (docs/cluster.md), or train an "
-            "adapter (model.lora)."
-        )
+def problems_of_copies(setup: Setup, parts: Components) -> list[str]:
+    """What is wrong with training all weights of a large model on every rank, once it is built on the meta device."""
+    trains = trained(parts.transformer)
+    size = 2 * 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
+    if setup.ranks == 1 or setup.shards > 1 or size <= LARGEST_COPY:
+        return []
+    return [
+        f"{setup.ranks} ranks train all weights without a sharding strategy, each with a whole copy of weights, "
+        f"gradients and optimizer states: {size / 1e9:.0f} GB. Set trainer.strategy to one that shards "
+        "(docs/cluster.md), or train an adapter (model.lora)."
+    ]
 
 
 def problems_of_disk(setup: Setup, parts: Components) -> list[str]:
@@ -227,7 +250,7 @@ def problems_of_disk(setup: Setup, parts: Components) -> list[str]:
     ]
 
 
-CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (
+FAULTS: tuple[Check, ...] = (
     _ranks_share_prompts,
     _sizes_agree,
     _task_fits_checkpoint,
@@ -235,21 +258,19 @@ CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (
     _guidance_fits_family,
     _manual_optimization,
     _whole_iterations,
-    _can_resume,
+    _takes_steps,
     _precision,
     _quantised_optimizer,
-    _full_copies,
-    _teachers_are_there,
-    _curated_scores_are_there,
 )
+CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume, _teachers_are_there, _curated_scores_are_there)
 #: those that have nothing to say of a run that only samples
 OF_TRAINING = (
     _ranks_share_prompts,
-    _teachers_are_there,
-    _curated_scores_are_there,
     _manual_optimization,
     _whole_iterations,
-    _can_resume,
+    _takes_steps,
     _quantised_optimizer,
-    _full_copies,
+    _can_resume,
+    _teachers_are_there,
+    _curated_scores_are_there,
 )

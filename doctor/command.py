@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cli_errors import SettingError
+from cli_errors import SettingError, refuse
 from doctor import report
-from doctor.checks import problems, problems_of_disk
+from doctor.checks import problems, problems_of_copies, problems_of_disk
 from doctor.devices import Device, find_device, parse_fleet
 from doctor.plan import Plan, fit, make_plan
-from doctor.setup import Setup
+from doctor.setup import Setup, setup_of
 from doctor.weights import Components, build
 
 #: share of the peak assumed where nothing is measured: what large transformers reach with sharding and checkpointing
@@ -40,16 +40,14 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
     if not 0 < options.utilisation <= 1:
         raise SettingError(f"--utilisation is {options.utilisation}; it is a share of the peak, in (0, 1].")
     with _nothing_compiled():
-        setup = _setup(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
+        setup = setup_of(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
         _answer(setup, options, device, fleet)
 
 
 def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fleet: tuple[int, Device] | None) -> None:
     path = getattr(setup.model, "model_path", None)
-    _refuse(problems(setup))
+    refuse(problems(setup))
     parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
-    if parts is not None and options.stage == "fit":
-        _refuse(problems_of_disk(setup, parts))
     if parts is None:
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
         return
@@ -64,7 +62,9 @@ def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fl
         proposed = fit(plan, *fleet)
         print("\n".join([*report.overrides(proposed), *report.memory(proposed)]))
         print("\n".join(report.speed(proposed, fleet[1], options.utilisation)))
-    elif plan is not None and device is not None and plan.peak > device.memory:
+    # The plan is worth seeing on a machine that the run is not meant for, so its limits come last.
+    refuse([*problems_of_copies(setup, parts), *problems_of_disk(setup, parts)])
+    if plan is not None and fleet is None and device is not None and plan.peak > device.memory:
         raise SettingError(
             f"A rank needs {plan.peak / 1e9:.0f} GB and a {device.name} has {device.memory / 1e9:.0f}: --fit "
             f"{plan.work.ranks}x{device.name} proposes micro-batch, checkpointing and offload that fit."
@@ -134,27 +134,6 @@ def _plan_rewards(config: Any) -> None:
         for spec in (arguments.get(group) or {}).values():
             if spec.get("class_path") == "rewards.vlm.VLMReward":
                 spec["class_path"] = "doctor.stubs.PlannedVLMReward"
-
-
-def _setup(cli: Any, stage: str) -> Setup:
-    config, built = cli.config[cli.subcommand], cli.config_init[cli.subcommand]
-    trainer = config.trainer.as_dict() if hasattr(config.trainer, "as_dict") else dict(config.trainer)
-    return Setup(
-        model=cli.model,
-        data=cli.datamodule,
-        trainer=trainer,
-        callbacks=built.trainer.callbacks or (),
-        run_directory=f"{config.run.dir}/{config.run.name}",
-        stage=stage,
-    )
-
-
-def _refuse(found: list[str]) -> None:
-    if found:
-        listed = (
-            found[0] if len(found) == 1 else "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
-        )
-        raise SettingError(listed)
 
 
 def _show(plan: Plan | None, parts: Components, path: str) -> None:

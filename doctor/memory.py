@@ -152,9 +152,10 @@ def _copies(setup: Setup) -> list[str]:
 
 def _teachers(model: Any, parts: Components, shards: int) -> list[Item]:
     """Room for one teacher on the device, and all of them on the host."""
-    if (adapted := getattr(model, "lora", None)) is not None:
-        adapted = model.start_path  # the student's own transformer plays the teachers over the same weights
-    paths = {t.path or model.model_path for t in (getattr(model, "teachers", None) or {}).values()} - {adapted}
+    teachers = getattr(model, "teachers", None) or {}
+    paths = {teacher.path or model.model_path for teacher in teachers.values()}
+    if paths and model.lora is not None:
+        paths -= {model.start_path}  # the student's own transformer plays the teachers over the same weights
     if not paths:
         return []
     values = sum(p.numel() for n, p in parts.transformer.named_parameters() if ".lora_" not in n)

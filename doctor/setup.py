@@ -96,3 +96,17 @@ class Setup:
     def checkpoints(self) -> list[ModelCheckpoint]:
         """The callbacks that write checkpoints."""
         return [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def setup_of(cli: Any, stage: str) -> Setup:
+    """What a CLI has built for a subcommand."""
+    config, built = cli.config[cli.subcommand], cli.config_init[cli.subcommand]
+    trainer = config.trainer.as_dict() if hasattr(config.trainer, "as_dict") else dict(config.trainer)
+    return Setup(
+        model=cli.model,
+        data=cli.datamodule,
+        trainer=trainer,
+        callbacks=built.trainer.callbacks or (),
+        run_directory=f"{config.run.dir}/{config.run.name}",
+        stage=stage,
+    )

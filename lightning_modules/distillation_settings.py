@@ -155,10 +155,15 @@ def check_teachers(
         image_size: height and width in pixels.
 
     Raises:
-        ValueError: a teacher that is missing, of another architecture, latent shape or schedule, or teachers that all
-            are the student itself.
+        ValueError: a teacher of no known task, one that is missing, of another architecture, latent shape or schedule,
+            or teachers that all are the student itself.
     """
     for task, teacher in teachers.items():
+        if task not in TASKS:
+            raise ValueError(
+                f"model.teachers.{task}: no batch is of a task '{task}', so this teacher would never be asked. The "
+                f"tasks are {' and '.join(TASKS)}.{nearest(task, TASKS)}"
+            )
         name, path = f"model.teachers.{task}", teacher.path or model_path
         if Path(path).resolve() != Path(model_path).resolve():
             check_same_generator(path, model_path, name=name, num_steps=num_steps, image_size=image_size)

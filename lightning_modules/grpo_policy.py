@@ -40,6 +40,7 @@ from lightning_modules.settings import (
 )
 from lightning_modules.settings_checks import check_settings
 from lightning_modules.shadow import ShadowWeights, reference_weights
+from lightning_modules.stopping import SilentRewards
 from lightning_modules.updates import PolicyUpdates
 from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
@@ -127,6 +128,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.iteration = 0
         self.skipped = 0
         self.last_iteration: Iteration | None = None
+        self._silent = SilentRewards(objective.max_skipped)
         self.model: ImageModel | None = None
 
     # ----------------------------------------------------------------- set-up
@@ -280,6 +282,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     def _log_iteration(self, iteration: Iteration, updates: list[dict[str, Tensor]]) -> None:
         size = sum(len(prompts) for prompts in iteration.prompts)
         iteration = iteration.over_ranks(self.device)
+        self._silent.check(iteration)
         values = reward_metrics(self.rewards, iteration)
         values["advantage/abs_mean"] = iteration.advantages.abs().mean().item()
         means = {key: float(torch.stack([u[key].float().cpu() for u in updates]).mean()) for key in updates[0]}

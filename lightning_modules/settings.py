@@ -39,8 +39,9 @@ class RolloutSettings:
     cfg: Literal["rollout_only", "both", "none"] = "rollout_only"
     """Where guidance acts. rollout_only: the paper's hybrid, the objective sees the conditional branch alone; both:
     also in the objective; none: nowhere (needs guidance.scale 1)."""
-    transition: Literal["ode", "flow_sde", "cps", "dance"] = "flow_sde"
-    """What happens at the steps of the window; every other step is an ODE step. NFT wants ode."""
+    transition: Literal["ode", "flow_sde", "cps", "dance"] = "ode"
+    """What happens at the steps of the window; every other step is an ODE step. nft, the default objective, wants
+    ode, a policy gradient one of the others."""
     noise_level: float = 0.7
     """Amount of noise of a stochastic step; eta for dance."""
     window: WindowSettings = field(default_factory=WindowSettings)

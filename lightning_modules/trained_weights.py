@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_modules.optimizers import ConfiguredOptimizer
 from lightning_modules.settings import LoraSettings
+from lightning_modules.stopping import RunStopped
 from models import ImageModel
 from models.adapters import add_lora
 from strategies.gradients import finish_gradients, finite_everywhere
@@ -80,7 +81,7 @@ class TransformerTraining(ConfiguredOptimizer):
         optimizer.zero_grad()
         self.skipped += 1
         if self.skipped >= max_skipped:
-            raise RuntimeError(
+            raise RunStopped(
                 f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a loss or gradient that "
                 f"is not finite. Lower the learning rate, or look at {self.suspects} of the last iterations."
             )

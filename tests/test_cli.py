@@ -102,6 +102,11 @@ OPTIONS = {
         "model.optimizer (torch.optim.SGD)",
         "'lr'",
     ),
+    "class without its method": (
+        ["--model.rewards.mine=rewards.Reward"],
+        "model.rewards: rewards.Reward can't be used as it is",
+        "does not implement score",
+    ),
     "optional record": (["--model.lora={ranc: 3}"], "has no setting 'ranc'", "'rank'"),
     "class of the model": (
         ["--model=lightning_modules.GRPOPolcy"],
@@ -129,6 +134,7 @@ OPTIONS = {
         ["--model.rollout.num_steps=ten"],
         "model.rollout.num_steps must be an integer, received 'ten'",
     ),
+    "number of an optimizer": (["--model.optimizer.lr=2e-4x"], "model.optimizer.lr must be a number, received '2e-4x'"),
     "number": (
         ["--model.reward_weights.alignment=much"],
         "model.reward_weights.alignment must be a number",
@@ -167,6 +173,9 @@ OPTIONS = {
     ),
     "model directory": (["--model.model_path=demo/no-such"], "No model directory at 'demo/no-such'"),
     "checkpoint": (["--ckpt_path=some/missing.ckpt"], "No checkpoint 'some/missing.ckpt'"),
+    "seed": (["--run.seed=-1"], "run.seed is -1; it must lie between 0 and"),
+    "no steps": (["--trainer.max_steps=0"], "trainer.max_steps is 0: nothing would be trained"),
+    "bfloat16 weights": (["--trainer.precision=bf16-true"], "round away the small updates"),
     "last checkpoint": (["--ckpt_path=last"], "there is no complete checkpoint (*.ckpt) in"),
     "run directory": (["--run.dir=/proc/nowhere"], "Can't write to the run directory", "--run.dir"),
     "reward": (["--model.reward_weights.aligment=0.5"], "names 'aligment'", "'alignment'"),
@@ -197,7 +206,7 @@ OPTIONS = {
     ),
     "devices": (["--trainer.devices=x"], "trainer: `devices`"),
     "accelerator": (["--trainer.accelerator=cpuu"], "accelerator='cpuu'"),
-    "clash with the module": (["--trainer.gradient_clip_val=1"], "gradient clipping is not supported"),
+    "clash with the module": (["--trainer.gradient_clip_val=1"], "set model.gradient_clip"),
 }
 
 
@@ -250,6 +259,14 @@ def test_bad_file_is_one_message_before_any_model(case, capsys, tiny_path, tmp_p
     text = complaint(capsys, good(tiny_path, tmp_path, f"--config={path}"))
     for words in expected:
         assert words in text
+
+
+@pytest.mark.usefixtures("only_fit")
+def test_mistake_in_the_code_of_a_users_class_is_a_message(monkeypatch, capsys, tiny_path, tmp_path):
+    (tmp_path / "their_rewards.py").write_text("def broken(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = complaint(capsys, good(tiny_path, tmp_path, "--model.rewards.mine=their_rewards.Mine"))
+    assert "their_rewards.py, line 1: invalid syntax" in text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import QwenImage21Pipeline
 from toy_vlm import toy_files
 
@@ -76,6 +77,9 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, tmp_path
     train.main([subcommand, *args, *paths, f"--run.dir={tmp_path}"])
     assert arrived[0].subcommand == subcommand
     assert (arrived[0].trainer.logger is None) is (subcommand in ("predict", "curate"))  # which log nothing
+    if "/optimizer/" in config:  # another optimizer with the rate that the stage has
+        made = arrived[0].model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        assert made.param_groups[0]["lr"] == 2e-4
     written = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert written == []
 

@@ -18,6 +18,15 @@ EDIT = "--config=configs/qwen_image_21/grpo_edit.yaml"
 PLANTED = {
     "misspelt setting": (["--model.rollout.gruop_size=8"], "Did you mean 'group_size'"),
     "wrong type": (["--model.image_size=large"], "model.image_size must be an integer, received 'large'"),
+    "reward of another task": (
+        [
+            "--model.rewards.alignment=rewards.openai.OpenAIReward",
+            "--model.rewards.alignment.url=http://rewards-0:8000/v1",
+            "--model.rewards.alignment.model=judge",
+            "--model.rewards.alignment.rubric=instruction_following",
+        ],
+        "judges edits, but is asked",
+    ),
     "missing prompts": (["--data.train_file=data/nowhere.jsonl"], "data/nowhere.jsonl"),
     "unknown model": (["--model.model_path=Qwen/Qwen-Image2.1"], "Did you mean 'Qwen/Qwen-Image-2.1'"),
     "geometry": (["--model.image_size=500"], "must be multiples of 32 pixels"),
@@ -88,8 +97,11 @@ def test_refused_for_edits(files, tmp_path, capsys) -> None:
 
 def test_full_disk(files, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10**10}))
-    message = refusal(capsys, RUN, *files[False], f"--run.dir={tmp_path}")
-    assert "has 10 GB free. Set --run.dir to a larger disk" in message
+    with pytest.raises(SystemExit):
+        train.main(["doctor", RUN, *files[False], f"--run.dir={tmp_path}"])
+    shown = capsys.readouterr()
+    assert "has 10 GB free. Set --run.dir to a larger disk" in shown.err
+    assert "at the fullest" in shown.out  # the plan is seen on a small machine as well
 
 
 @pytest.mark.usefixtures("_large_disk")

@@ -82,6 +82,18 @@ def test_plan_of_both_tasks_at_once(tmp_path, capsys) -> None:
     assert "1024 target + 1024 source" in shown
 
 
+@pytest.mark.parametrize("config", CONFIGS[::2])
+def test_plan_of_an_adapter(config, tmp_path, capsys) -> None:
+    stack = [f"--config={config}", f"--config={adapter_of(config)}"]
+    shown = plan(capsys, *stack, *write_data(tmp_path, edit=False), f"--run.dir={tmp_path}")
+    path = PATHS[config]
+    with torch.device("meta"):
+        whole = diffusers.AutoModel.from_config(read_config(path, "transformer"))
+    trained = int(re.search(r"trained +([\d,]+)", shown)[1].replace(",", ""))
+    assert 0 < trained < 0.05 * sum(p.numel() for p in whole.parameters())
+    assert "teacher" not in shown
+
+
 @pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_plan_of_a_distillation(adapter, tmp_path, capsys) -> None:
     stack = [f"--config={DISTILL}"] + [f"--config={adapter_of(DISTILL)}"] * adapter
