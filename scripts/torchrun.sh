@@ -10,6 +10,7 @@ NODES=${NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 HEAD=${HEAD:-127.0.0.1}
 PORT=${PORT:-29500}
+PATIENCE=${PATIENCE:-900}  # seconds between SIGTERM and SIGKILL: longer than a step and a save
 RESTARTS=${RESTARTS:-0}  # each goes on from the newest checkpoint of this job
 
 if [[ "$NODE_RANK" == 0 ]]; then
@@ -26,5 +27,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 exec torchrun \
     --nnodes="$NODES" --node_rank="$NODE_RANK" --nproc_per_node="$GPUS" \
     --rdzv_backend=c10d --rdzv_endpoint="$HEAD:$PORT" --rdzv_id="${RUN_ID:-flow_rl}" \
-    --max_restarts="$RESTARTS" \
+    --max_restarts="$RESTARTS" --shutdown_timeout="$PATIENCE" \
     train.py fit "$@" --trainer.devices="$GPUS"
