@@ -98,6 +98,11 @@ def load_vlm(
     model = AutoModelForImageTextToText.from_pretrained(
         str(path), dtype=dtype, quantization_config=quantization, local_files_only=True
     )
+    for module in model.modules() if nf4 else ():
+        # On CPUs with bfloat16 instructions bitsandbytes would reorder the weights in the first evaluation without
+        # gradient and compute in bfloat16 from then on: not what was asked for, and another model on another CPU.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     processor = AutoProcessor.from_pretrained(str(path), local_files_only=True)
     return model.eval(), processor
 
