@@ -53,7 +53,7 @@ class CategoryWeightCalibration(Callback):
 
         Args:
             rewards: by task, those that are asked about its samples.
-            categories: by task, those of its training prompts.
+            categories: by task, those of its prompts.
 
         Raises:
             ValueError: see `WeightTable.build`; a task without a table.
@@ -78,7 +78,10 @@ class CategoryWeightCalibration(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        categories = {task: part.train.categories for task, part in data_by_task(trainer.datamodule).items()}
+        categories = {
+            task: (*part.train.categories, *part.validation.categories)  # which probe and monitor weigh as well
+            for task, part in data_by_task(trainer.datamodule).items()
+        }
         self.source = self.source_for(pl_module.reward_weights, categories)
         self.means = {task: torch.full_like(t.values, torch.nan) for task, t in self.source.tables.items()}
         pl_module.weight_source = self.source

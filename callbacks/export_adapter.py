@@ -31,7 +31,5 @@ class ExportAdapter(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        with replacing(self.directory, writes=True) as partial, averaged(trainer):
+        with replacing(self.directory, writes=trainer.is_global_zero) as partial, averaged(trainer):
             save_adapter(pl_module.model.transformer, partial)

@@ -25,6 +25,7 @@ from lightning_modules.sampling import group_rollout
 from lightning_modules.scoring import samples_of, score_all
 from lightning_modules.windows import steps_of_iteration
 from rewards import Reward
+from strategies.sharding import gather, release
 
 #: the noise of curation is that of an iteration before the first: training never sees these images again
 CURATION_STEP = -1
@@ -167,7 +168,12 @@ class CurationRun(LightningModule):
         self.parts.write(batch.ids, list(task_rewards(self.policy, self.task)), scores)
 
     @override
+    def on_predict_start(self) -> None:
+        gather(self.policy.model)  # text encoder included: ranks have different numbers of batches, and of forwards
+
+    @override
     def on_predict_end(self) -> None:
+        release(self.policy.model)
         self.trainer.strategy.barrier("curation")
         if self.trainer.global_rank == 0:
             self.parts.finish()
@@ -180,6 +186,7 @@ def sample_in_place(
     run = CurationRun(policy, data, path, batch_size=batch_size)
     run.trainer = trainer
     batches = run.predict_dataloader().dataset
+    run.on_predict_start()
     for batch in tqdm(batches, desc="curation", unit="batch", disable=trainer.global_rank != 0):
         run.predict_step(batch.to(policy.device), 0)
     run.on_predict_end()

@@ -33,7 +33,7 @@ def read_records(
     if not path.is_file():
         raise ValueError(f"No file '{path}'.{nearest_path(path)}")
     records, seen = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         record = _check(_parse(line, path, number), fields, optional or {}, f"{path}, line {number}")

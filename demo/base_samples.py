@@ -66,8 +66,10 @@ def sample(
 
     def draw() -> dict[str, np.ndarray]:
         model = _load(base)
-        sampler = Sampler(sigmas=model.sigmas(STEPS), guidance=GUIDANCE, size=(32, 32), seed=seed)
-        return {"images": to_uint8(sampler.images(model, prompts, members=members, batch_size=batch_size))}
+        sampler = Sampler(
+            sigmas=model.sigmas(STEPS), guidance=GUIDANCE, size=(32, 32), seed=seed, batch_size=batch_size
+        )
+        return {"images": to_uint8(sampler.images(model, prompts, members=members))}
 
     return from_uint8(cached_arrays(path, draw)["images"]).unflatten(0, (len(prompts), members))
 

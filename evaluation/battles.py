@@ -239,7 +239,9 @@ def read_battles(path: str | Path) -> list[Battle]:
     if not path.is_file():
         raise ValueError(f"No file of battles '{path}'.")
     battles = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             battles.append(Battle(**{key: row[key] for key in Battle.__dataclass_fields__}))

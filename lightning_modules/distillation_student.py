@@ -168,7 +168,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             return
         size = (self.image_size, self.image_size)
         spread = is_sharded_run(self)
-        model = load_image_model(self.start_path, image_size=size, empty=spread)
+        model = load_image_model(self._weights_path(), image_size=size, empty=spread)
         self.choose_trained(model)
         save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
         self.model = model
@@ -177,6 +177,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             guidance=Guidance(scale=self.guidance),
             size=size,
             seed=self.seed,
+            batch_size=self.distillation_settings.batch_size,
         )
         if self._trainer is None or self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
             self.bank = TeacherBank(
@@ -189,6 +190,11 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             )
         # Adapters of teachers that the student's own transformer plays are there by now.
         model.uniform_forwards = distribute(self, model, model.shard_units(), model.stored)
+
+    def _weights_path(self) -> str:
+        """Where training starts; `model_path` itself where an export is evaluated, and no checkpoint is loaded."""
+        trains = self._trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        return self.start_path if trains or self.trainer.ckpt_path else self.model_path
 
     @override
     def asks(self, name: str, task: str) -> bool:

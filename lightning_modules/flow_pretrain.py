@@ -94,7 +94,7 @@ class FlowPretrain(ScheduledOptimizer):
 
     @override
     def training_step(self, batch: Captioned, batch_idx: int) -> Tensor:
-        step = self.global_step
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx  # not of updates, which may add several batches up
         dropped = self._uniform(batch, step, Stream.DROPOUT) < self.caption_dropout
         captions = [("" if drop else text) for text, drop in zip(batch.captions, dropped.tolist(), strict=True)]
         # Prefix and target use the blocks twice in one backward: they stay whole until it is done.

@@ -149,6 +149,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
             guidance=self.rollout_settings.guidance,
             size=size,
             seed=self.seed,
+            batch_size=self.rollout_settings.batch_size,
         )
         self.objective = OBJECTIVES[self.objective_settings.kind](self.rollout_settings, self.objective_settings)
         self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None

@@ -22,6 +22,7 @@ from lightning_modules.grpo_policy import GRPOPolicy
 from lightning_modules.iteration import Iteration
 from lightning_modules.scoring import samples_of, score_safely
 from rewards import Reward
+from strategies.sharding import gathered
 
 #: noise levels at which the unconditional branch is compared with that of the base
 DRIFT_SIGMAS = (0.9, 0.6, 0.3)
@@ -94,15 +95,13 @@ class MonitorPanel:
         policy, model = self.policy, self.policy.model
         training = model.transformer.training
         model.transformer.eval()
-        images, latents = [], []
-        for part in self.prompts:
-            drawn, final = policy.sampler.draw(model, part, members=self.members)
-            images.append(drawn)
-            latents.append(final)
-        if self._latents is None:
-            self._latents = latents[0][:: self.members][:DRIFT_LATENTS].float().cpu()
-            self._velocities = self._unconditional()
-        drift = self._drift()
+        with gathered(model):  # and given up again: training goes on with the shards as they are then
+            drawn = [policy.sampler.draw(model, part, members=self.members) for part in self.prompts]
+            images, latents = [list(column) for column in zip(*drawn, strict=True)]
+            if self._latents is None:
+                self._latents = latents[0][:: self.members][:DRIFT_LATENTS].float().cpu()
+                self._velocities = self._unconditional()
+            drift = self._drift()
         model.transformer.train(training)
         asked = [[name for name in policy.rewards if policy.asks(name, part.task)] for part in self.prompts]
         proxy = self._scores(policy.rewards, images, asked if score else [[]] * len(images))

@@ -21,6 +21,7 @@ from datamodules.batches import Prompts
 from lightning_modules.grpo_policy import GRPOPolicy
 from lightning_modules.scoring import samples_of, score_all
 from rewards.composite import weighted_mean
+from strategies.sharding import gathered
 
 #: half-widths of a 95 % interval, in standard errors
 _Z = 1.96
@@ -97,7 +98,8 @@ def stepped(parameters: Iterable[nn.Parameter], length: float) -> Iterator[bool]
 def held_out_rewards(module: GRPOPolicy, held_out: Sequence[Prompts]) -> Tensor:
     """Weighted rewards (P,) of one image a prompt, drawn from its fixed noise at the rollout's guidance.
 
-    Nothing of the training state changes: mode and random numbers are as they were.
+    Nothing of the training state changes: mode and random numbers are as they were. Sharded weights come together once,
+    as they are now, and are given up again: a root that stayed whole would go on with them after they have moved.
 
     Args:
         module: with its model configured.
@@ -108,7 +110,7 @@ def held_out_rewards(module: GRPOPolicy, held_out: Sequence[Prompts]) -> Tensor:
     devices = [module.device] if module.device.type == "cuda" else []
     transformer.eval()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), gathered(module.model):
             for prompts in held_out:
                 prompts = prompts.to(module.device)
                 samples = samples_of(prompts, module.sampler.images(module.model, prompts))

@@ -54,12 +54,14 @@ class Sampler:
         guidance: scale and interval.
         size: height and width in pixels.
         seed: of the noise.
+        batch_size: images drawn at a time; bounds memory, changes nothing else.
     """
 
     sigmas: Tensor
     guidance: Guidance
     size: tuple[int, int]
     seed: int
+    batch_size: int = 128
 
     def initial_noise(
         self,
@@ -76,21 +78,19 @@ class Sampler:
         return noise.to(next(model.transformer.parameters()).device)
 
     @torch.no_grad()
-    def images(self, model: ImageModel, prompts: Prompts, *, members: int = 1, batch_size: int = 128) -> Tensor:
+    def images(self, model: ImageModel, prompts: Prompts, *, members: int = 1) -> Tensor:
         """Draw `members` images a prompt by ODE, from noise fixed by (seed, prompt id, member).
 
         Returns:
             images in [0, 1], shape (P * members, 3, H, W), members of a prompt side by side.
         """
-        return self.draw(model, prompts, members=members, batch_size=batch_size)[0]
+        return self.draw(model, prompts, members=members)[0]
 
     @torch.no_grad()
-    def draw(
-        self, model: ImageModel, prompts: Prompts, *, members: int = 1, batch_size: int = 128
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, model: ImageModel, prompts: Prompts, *, members: int = 1) -> tuple[Tensor, Tensor]:
         """What `images` gives, and the final latents (P * members, S, C) that it was decoded from."""
         made, latents = [], []
-        for part in prompts.parts(max(1, batch_size // members)):
+        for part in prompts.parts(max(1, self.batch_size // members)):
             noise = self.initial_noise(
                 model,
                 step=0,

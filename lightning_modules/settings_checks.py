@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
 from lightning_modules.windows import steps_within_reach
 
 #: a last step from above this level down to 0 is coarse: there strong guidance can turn a policy gradient round
@@ -50,6 +52,12 @@ def check_settings(
 
 
 def _check_numbers(rollout: RolloutSettings, objective: ObjectiveSettings) -> None:
+    if 1 <= rollout.batch_size < rollout.group_size:
+        raise ValueError(
+            f"model.rollout.batch_size is {rollout.batch_size}, but a group of {rollout.group_size} images is made "
+            f"at a time: it would bound nothing. Set it to {rollout.group_size} or more, or model.rollout.group_size "
+            "lower."
+        )
     at_least = {
         "model.rollout.num_steps": (rollout.num_steps, 2),
         "model.rollout.group_size": (rollout.group_size, 2),
@@ -108,6 +116,11 @@ def _check_nft(rollout: RolloutSettings, objective: ObjectiveSettings, sigmas: S
         raise ValueError(
             f"The nft objective trains on ODE rollouts, but model.rollout.transition is '{rollout.transition}'. "
             "Set it to 'ode'."
+        )
+    if rollout.window != WindowSettings():
+        rank_zero_warn(
+            "model.rollout.window has no effect under nft, which has no stochastic steps. The noise levels that it "
+            "trains are between model.objective.nft_sigma_low and nft_sigma_high."
         )
     if rollout.shared_noise:
         raise ValueError(

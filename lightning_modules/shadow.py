@@ -32,16 +32,23 @@ class ShadowWeights:
     @torch.no_grad()
     def blend(self, decay: float) -> None:
         """Shadow <- decay * shadow + (1 - decay) * live, with decay in [0, 1]."""
+        self._follow()
         for name, live in self._live.items():
             self._shadow[name].lerp_(live.detach(), 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the shadow's values with the live ones, in place."""
+        self._follow()
         for name, live in self._live.items():
             held = live.detach().clone()
             live.detach().copy_(self._shadow[name])
             self._shadow[name].copy_(held)
+
+    def _follow(self) -> None:
+        """Go where the parameters are: a shadow made before Lightning moved the module is left on the CPU."""
+        for name, live in self._live.items():
+            self._shadow[name] = self._shadow[name].to(live.device)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

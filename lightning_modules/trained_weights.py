@@ -79,6 +79,9 @@ class TransformerTraining(ConfiguredOptimizer):
             self.skipped = 0
             return norm
         optimizer.zero_grad()
+        # It counts as a step nevertheless: whoever counts them, such as ModelCheckpoint, finds whole iterations.
+        optimizer._on_before_step()
+        optimizer._on_after_step()
         self.skipped += 1
         if self.skipped >= max_skipped:
             raise RunStopped(

@@ -59,7 +59,7 @@ class WeightTable:
         for name, row in rows.items():
             if name != DEFAULT and name not in known:
                 raise ValueError(
-                    f"{where} has a row for '{name}'; the categories of the training prompts are "
+                    f"{where} has a row for '{name}'; the categories of the prompts are "
                     f"{', '.join(known)}.{nearest(name, [*known, DEFAULT])}"
                 )
             _check_row(row, rewards, f"{where}.{name}")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.stored import standing_in
-from models.whole import is_sharded, whole_state
+from models.whole import first_rank, is_sharded, whole_state
 
 if TYPE_CHECKING:  # peft takes seconds to import, and most commands have no adapter
     from diffusers import ModelMixin
@@ -93,8 +93,18 @@ def adapter_delta(name: str, module: BaseTunerLayer, state: Mapping[str, Tensor]
 
 
 def save_adapter(transformer: ModelMixin, path: str | Path, *, name: str = STUDENT_ADAPTER) -> None:
-    """Write one adapter alone, in the layout that diffusers' `load_lora_adapter` reads."""
-    transformer.save_lora_adapter(str(path), adapter_name=name)
+    """Write one adapter alone, in the layout that diffusers' `load_lora_adapter` reads.
+
+    Every rank must ask for a sharded one, and the first writes it.
+    """
+    adapters = whole_state(transformer, part=".lora_")
+    if not first_rank():
+        return
+    transformer.state_dict = lambda *_args, **_named: adapters  # diffusers asks the module, which may hold shards
+    try:
+        transformer.save_lora_adapter(str(path), adapter_name=name)
+    finally:
+        del transformer.state_dict
 
 
 def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) -> None:

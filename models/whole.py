@@ -17,13 +17,19 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def whole_state(module: nn.Module, *, part: str = "") -> dict[str, Tensor]:
     """The state dict with every tensor whole.
 
     Sharded tensors are gathered one by one, so every rank must ask; they are kept, on the CPU, on the first rank alone.
+
+    Args:
+        module: whose state.
+        part: only tensors with this in their name.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
+        if part not in name:
+            continue
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if first_rank():
             state[name] = gathered.detach().cpu() if isinstance(tensor, DTensor) else gathered.detach()

@@ -24,7 +24,7 @@ from strategies.checkpoint_files import is_sharded_checkpoint, remove, save_file
 from strategies.checkpoints import check_readable, load_shards, save_shards
 from strategies.checks import check_sampler, check_sharded_optimizer
 from strategies.loading import fill, in_units
-from strategies.sharding import Layout, shard
+from strategies.sharding import Layout, release, shard
 from strategies.shards import copy_into, gathered_tree, like
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
@@ -138,6 +138,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """What is trained; frozen weights come back from where they were loaded."""
+        release(self.lightning_module)  # whole weights that a forward left are no masters: they may be in bfloat16
         return {name: p.detach() for name, p in self.lightning_module.named_parameters() if p.requires_grad}
 
     @override

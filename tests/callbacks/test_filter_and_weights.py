@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from planted import Brightness, Dark
 
-from callbacks import CategoryWeightCalibration, RewardRangeFilter
+from callbacks import CategoryWeightCalibration, RewardRangeFilter, UpdateProbe
 from callbacks.range_filter import RangeGate
 from curation.provenance import prompt_digests
 from curation.sampling import provenance_of
@@ -199,6 +200,21 @@ def test_table_weighs_the_run_and_comes_back_from_a_checkpoint(policy, data, tmp
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), resumed_module.parameters(), strict=True))
     with pytest.raises(ValueError, match="another weight table"):
         fit(4, "half", last, {"default": {"bright": 0.5, "dark": 0.5}})
+
+
+def test_a_category_of_the_validation_prompts_alone_has_its_weights(policy, data, tmp_path) -> None:
+    """The probe weighs held-out prompts: their categories belong to the table as well."""
+    rare = tmp_path / "validation.jsonl"
+    rows = [{"id": 900 + n, "prompt": "a red pot", "category": "rare"} for n in range(2)]
+    rare.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    table = {"portrait": {"brightness": 1.0}, "plant": {"brightness": 1.0}}
+    held_out = data(validation_file=str(rare))
+    with pytest.raises(ValueError, match="no row for rare"):
+        trainer(tmp_path, 1, CategoryWeightCalibration(table), UpdateProbe(prompts=2)).fit(policy("nft"), held_out)
+    table["rare"] = {"brightness": 1.0}
+    run = trainer(tmp_path, 1, CategoryWeightCalibration(table), UpdateProbe(prompts=2))
+    run.fit(policy("nft"), held_out)
+    assert run.global_step == 1
 
 
 def test_wrong_table_ends_before_the_first_batch(policy, data, tmp_path) -> None:

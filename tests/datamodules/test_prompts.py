@@ -33,6 +33,15 @@ def test_starting_later_continues_the_same_stream() -> None:
     assert ids(PromptStream(PROMPTS, batch_size=4, seed=3, start=3), 4) == whole[3:]
 
 
+def test_a_line_ends_where_json_lines_says(tmp_path) -> None:
+    """JSON allows U+2028 and its like inside a string, and many tools write them as they are."""
+    texts = ["one\u2028two", "three\u0085four", "five"]
+    rows = [{"id": n, "prompt": text, "category": "a"} for n, text in enumerate(texts)]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\r\n", encoding="utf-8")
+    assert list(read_prompts(path).texts) == texts
+
+
 def test_ranks_share_a_batch_without_overlap() -> None:
     whole = ids(PromptStream(PROMPTS, batch_size=4, seed=3), 5)
     parts = [ids(PromptStream(PROMPTS, batch_size=4, seed=3, rank=r, world_size=2), 5) for r in range(2)]

@@ -165,6 +165,7 @@ def fit(run: Run) -> None:
     )
     trainer = Trainer(
         accelerator="cpu",
+        default_root_dir=run.directory,
         max_steps=run.steps * updates,
         callbacks=[WeightEMA(decay=0.7), *run.extra, Recorder(run), saver],
         logger=False,

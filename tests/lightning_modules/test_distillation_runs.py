@@ -22,6 +22,7 @@ from flow.guidance import Guidance
 from flow.noise import Stream
 from lightning_modules.distillation_settings import TeacherSettings
 from lightning_modules.settings import LoraSettings
+from models import load_image_model
 from models.images import to_uint8
 
 BASE = str(Path(__file__).parents[2] / "demo" / "base")
@@ -148,6 +149,16 @@ def test_run_stops_after_updates_that_are_not_finite(student, tasks_data, tmp_pa
         trainer(tmp_path, 10).fit(module, tasks_data())
     after = weights(module)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_export_is_evaluated_whatever_its_training_started_from(student, t2i_teacher, tasks_data, tmp_path) -> None:
+    """With `initial` the student starts as a teacher; its own export is at `model_path` later on."""
+    module = student(initial="t2i")
+    own = module.model_path
+    assert module.start_path == t2i_teacher != own
+    trainer(tmp_path, 1, logger=False).predict(module, tasks_data(), return_predictions=False)
+    exported = load_image_model(own, image_size=(32, 32)).transformer.state_dict()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in module.model.transformer.state_dict().items())
 
 
 def test_a_student_is_drawn_without_its_teachers(student, tasks_data, tmp_path) -> None:

@@ -176,6 +176,35 @@ def test_run_stops_after_updates_that_are_not_finite(policy, data, tmp_path) -> 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_skipped_update_leaves_iterations_whole_for_checkpoints(policy, data, tmp_path) -> None:
+    """Steps are what ModelCheckpoint counts: one that did not count would end its multiples of two for good."""
+    module = policy("nft", objective={"updates": 2})
+    module.configure_model()
+    original, calls = module.objective.loss, []
+
+    def poisoned(*args, **kwargs):
+        loss, metrics = original(*args, **kwargs)
+        calls.append(module.iteration)
+        return loss * (float("nan") if len(calls) == 1 else 1.0), metrics
+
+    module.objective.loss = poisoned
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1)
+    run = trainer(tmp_path, 6, saver)
+    run.fit(module, data())
+    assert run.global_step == 6
+    assert module.iteration == 3
+    assert sorted(path.stem for path in tmp_path.glob("*.ckpt")) == [f"epoch=0-step={n}" for n in (2, 4, 6)]
+
+
+def test_nothing_is_drawn_in_larger_batches_than_rollouts(policy, data, tmp_path) -> None:
+    module = policy("nft", rollout={"batch_size": 3, "group_size": 3})
+    module.configure_model()
+    sizes, velocity = [], module.model.velocity
+    module.model.velocity = lambda latents, *args: sizes.append(len(latents)) or velocity(latents, *args)
+    module.sampler.images(module.model, data().validation, members=2)
+    assert set(sizes) == {2}  # whole prompts: 2 of at most 3 images
+
+
 def test_adamw8bit_from_bitsandbytes_trains(policy, data, tmp_path) -> None:
     from functools import partial
 

@@ -64,6 +64,7 @@ REFUSED = [
     (NFT, {"kind": "nft", "nft_sigma_low": 0.0, "nft_sigma_high": 0.2}, "would never shape an image"),
     (NFT, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
     (NFT, {"kind": "nft", "old_decay": 0.5, "old_decay_growth": 0.0}, "never reached"),
+    (NFT | {"batch_size": 4, "group_size": 8}, {"kind": "nft"}, "a group of 8 images is made at a time"),
     # ------------------------------------------------ stochastic steps
     (PG | {"transition": "ode"}, {"kind": "clipped"}, "no log-probability"),
     (PG | {"noise_level": 0.0}, {"kind": "clipped"}, "needs stochastic steps"),
@@ -106,6 +107,12 @@ def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: di
 )
 def test_sound_settings_and_the_explicit_risk_pass(rollout: dict, objective: dict) -> None:
     check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
+
+
+def test_a_window_that_does_nothing_is_told() -> None:
+    settings = RolloutSettings(**NFT | window(kind="sliding", count=3))
+    with pytest.warns(UserWarning, match="model.rollout.window has no effect under nft"):
+        check_settings(settings, ObjectiveSettings(kind="nft"), SIGMAS)
 
 
 def test_guidance_on_a_fine_last_step_passes() -> None:
