@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from demo.recipe import TASKS, TRAINED, Plan
-from evaluation import Interval, ScoreTable
+from evaluation import ScoreTable
 from evaluation.bench import check_same_prompts
 from evaluation.statistics import paired_gain
 from suggestions import nearest
@@ -73,8 +74,7 @@ def gains_table(directories: Sequence[Path], *, task: str, model: str, score: st
         chosen = [[t.select(category) if category else t for t in side.values()] for side in (before, after)]
         values = [[table.scores[score] for table in side] for side in chosen]
         together = [np.concatenate(side, axis=1) for side in values]
-        found = [paired_gain(*pair) for pair in (*zip(*values, strict=True), together)]
-        rows.append([category or "all", *map(_gain_text, found)])
+        rows.append([category or "all", *(_gain_text(*pair) for pair in (*zip(*values, strict=True), together))])
     return _markdown(rows)
 
 
@@ -90,7 +90,11 @@ def _load_scores(directory: Path, score: str) -> ScoreTable:
     return table
 
 
-def _gain_text(gain: Interval) -> str:
+def _gain_text(before: NDArray[np.float64], after: NDArray[np.float64]) -> str:
+    """Empty where the score does not apply, as the identity of a plant."""
+    if np.isnan(before).all() or np.isnan(after).all():
+        return ""
+    gain = paired_gain(before, after)
     return f"{gain.mean:+.1f} ({gain.low:.1f} to {gain.high:.1f})"
 
 

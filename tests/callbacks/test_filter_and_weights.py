@@ -17,6 +17,7 @@ from callbacks.range_filter import RangeGate
 from curation.provenance import prompt_digests
 from curation.sampling import provenance_of
 from curation.scores import CuratedScores
+from datamodules import PromptDataModule
 from lightning_modules.weight_adaptation import AdaptationSettings
 
 TABLE = {"portrait": {"bright": 0.25, "dark": 0.75}, "default": {"bright": 0.9, "dark": 0.1}}
@@ -202,13 +203,13 @@ def test_table_weighs_the_run_and_comes_back_from_a_checkpoint(policy, data, tmp
         fit(4, "half", last, {"default": {"bright": 0.5, "dark": 0.5}})
 
 
-def test_a_category_of_the_validation_prompts_alone_has_its_weights(policy, data, tmp_path) -> None:
+def test_a_category_of_the_validation_prompts_alone_has_its_weights(policy, prompt_files, tmp_path) -> None:
     """The probe weighs held-out prompts: their categories belong to the table as well."""
     rare = tmp_path / "validation.jsonl"
     rows = [{"id": 900 + n, "prompt": "a red pot", "category": "rare"} for n in range(2)]
     rare.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     table = {"portrait": {"brightness": 1.0}, "plant": {"brightness": 1.0}}
-    held_out = data(validation_file=str(rare))
+    held_out = PromptDataModule(**prompt_files | {"validation_file": str(rare)}, prompts_per_step=2)
     with pytest.raises(ValueError, match="no row for rare"):
         trainer(tmp_path, 1, CategoryWeightCalibration(table), UpdateProbe(prompts=2)).fit(policy("nft"), held_out)
     table["rare"] = {"brightness": 1.0}

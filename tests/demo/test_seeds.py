@@ -10,7 +10,7 @@ import pytest
 from demo.seeds import main
 
 
-def write_scores(directory: Path, values: dict[int, list[float]]) -> None:
+def write_scores(directory: Path, values: dict[int, list[float | None]]) -> None:
     """`test_scores.jsonl` of two categories that take turns; prompt to its images' scores on 1..5."""
     directory.mkdir(parents=True)
     rows = [
@@ -52,6 +52,16 @@ def test_gains_by_category_of_each_run_and_of_all(tmp_path, capsys) -> None:
     assert lines[2].startswith("| all | +12.5 (")
     assert lines[3] == "| cats | +25.0 (25.0 to 25.0) | +50.0 (50.0 to 50.0) | +37.5 (37.5 to 37.5) |"
     assert lines[4] == "| dogs | +0.0 (0.0 to 0.0) | +0.0 (0.0 to 0.0) | +0.0 (0.0 to 0.0) |"
+
+
+def test_a_category_that_a_score_does_not_apply_to_stays_empty(tmp_path, capsys) -> None:
+    for model, cat in (("base", 1.0), ("t2i_teacher", 2.0)):
+        write_scores(tmp_path / f"test_t2i_{model}", {i: [cat if i % 2 == 0 else None] for i in range(6)})
+    main([str(tmp_path), "--score", "judge/accuracy"])
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "| cats | +25.0 (25.0 to 25.0) | +25.0 (25.0 to 25.0) |",
+        "| dogs |  |  |",
+    ]
 
 
 def test_a_misspelt_score_and_other_prompts_are_named(tmp_path, capsys) -> None:

@@ -44,7 +44,7 @@ def test_curation_in_the_run_and_an_adapter_alone(recorded, files, tmp_path) -> 
     model = load_image_model(files["generator"], image_size=(32, 32))
     load_frozen_adapter(model.transformer, tmp_path / "adapter", STUDENT_ADAPTER)
     # The adapter is that of the average.
-    expected = {name.removeprefix("transformer."): weight for name, weight in run["ema"].items()}
+    expected = {name.removeprefix("model.transformer."): weight for name, weight in run["ema"].items()}
     found = {name: p for name, p in model.transformer.named_parameters() if ".lora_" in name}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
