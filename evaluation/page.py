@@ -82,7 +82,8 @@ def _tiles(report: Report) -> str:
         tiles.append(("", "Categories that rose", f"{risen} of {len(parts)}", detail))
     if report.seconds:
         longest = max(report.seconds, key=report.seconds.__getitem__)
-        tiles.append(("", "Time of all stages", _duration(sum(report.seconds.values())), f"most of it: {longest}"))
+        total = _duration(sum(report.seconds.values()))
+        tiles.append(("", "Time of all stages, added up", total, f"most of it: {longest}"))
     content = "".join(
         f'<div class="tile {look}"><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>'
         for look, name, value, detail in tiles
