@@ -32,8 +32,9 @@ from cli_errors import SettingError, explain_instantiation, explain_parsing, ref
 from config_stack import check_stack
 from curation.settings import CurationSettings
 from lightning_modules.stopping import RunStopped
+from start_checks import check_checkpoint, check_seed, check_writable
 from strategies import AtomicCheckpointIO
-from strategies.checkpoint_files import is_complete, sweep
+from strategies.checkpoint_files import sweep
 from strategies.launcher import end_with_launcher, warning_of_restarts
 from strategies.resume import checkpoint_to_resume, mark_start, restarted
 
@@ -103,13 +104,13 @@ class FlowCLI(LightningCLI):
             known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
             raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
 
-        _check_seed(self.config[self.config.subcommand].run.seed)
+        check_seed(self.config[self.config.subcommand].run.seed)
 
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        _check_checkpoint(config.get("ckpt_path"))
-        _check_writable(Path(config.run.dir) / config.run.name)
+        check_checkpoint(config.get("ckpt_path"))
+        check_writable(Path(config.run.dir) / config.run.name)
         if config.trainer.default_root_dir is None:  # else Lightning writes to wherever the command was typed
             config.trainer.default_root_dir = str(Path(config.run.dir) / config.run.name)
         if config.run.threads > 0:
@@ -176,48 +177,6 @@ class FlowCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Keep what the user passes: Lightning's own version lets a checkpoint's hyper-parameters win."""
-
-
-def _check_seed(seed: int) -> None:
-    """Refuse a seed before numpy does, which would not name the setting.
-
-    Raises:
-        SettingError: outside of what numpy and torch both take.
-    """
-    if not 0 <= seed < 2**32:
-        raise SettingError(f"run.seed is {seed}; it must lie between 0 and {2**32 - 1}.")
-
-
-def _check_checkpoint(path: Any) -> None:
-    """Refuse a checkpoint that isn't there; Lightning would look for it after loading the model.
-
-    Raises:
-        SettingError: neither `last` nor an existing file or directory.
-    """
-    if path is None or str(path) == "last" or is_complete(Path(path)):
-        return
-    if Path(path).exists():
-        raise SettingError(
-            f"'{path}' is no complete checkpoint: its save was cut short. --ckpt_path last finds the newest that is."
-        )
-    raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a path, or 'last' for the newest of this run.")
-
-
-def _check_writable(directory: Path) -> None:
-    """Find out now, not after an hour, that the run has nowhere to write.
-
-    Raises:
-        SettingError: the directory can't be made or written to.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SettingError(
-            f"Can't write to the run directory '{directory}' ({error.strerror}). Set --run.dir to another."
-        ) from None
 
 
 def _quiet() -> None:
