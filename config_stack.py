@@ -66,7 +66,6 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _stage(content: Mapping[str, Any]) -> str | None:
-    """The class of a file's stage; None where it names none, or one that there isn't, which the parser will say."""
+    """The project's stage that a file names, if any: a user's own class may well be a variant of what it replaces."""
     module, _, name = str(_section(content, "model").get("class_path")).rpartition(".")
-    misspelt = module == "lightning_modules" and name not in lightning_modules.__all__
-    return None if not module or misspelt else name
+    return name if module == "lightning_modules" and name in lightning_modules.__all__ else None

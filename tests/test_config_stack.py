@@ -50,6 +50,11 @@ def test_two_stages_are_refused(order) -> None:
     assert str(refused.value).index(order[0]) < str(refused.value).index(order[1])
 
 
+def test_a_users_variant_of_a_stage_may_replace_it(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {class_path: my_package.Policy}")
+    check_stack(["fit", f"--config={TEACHER}", f"--config={tmp_path}/mine.yaml"])
+
+
 @pytest.mark.parametrize("content", ["a: [1", "just text", "", "model: [1]", "model: {class_path: 3}"])
 def test_what_is_no_config_is_left_to_the_parser(content, tmp_path) -> None:
     (tmp_path / "bad.yaml").write_text(content)
