@@ -28,7 +28,8 @@ _GRPO: Section = {
     "gradient norm": _lines("^update/gradient_norm$"),
 }
 _TIME: Section = {
-    "seconds by phase": _lines("^time/.*_s$"),
+    "seconds by phase": _lines("^time/(?!images_per_).*_s$"),
+    "images a second": _lines("^time/images_per_s$"),
     "TFLOP/s by phase": _lines("^time/.*tflops$"),
 }
 _RATIO: Section = {"ratio and clipping": _lines("^update/.*ratio.*", "^update/.*clip.*")}

@@ -121,6 +121,7 @@ def test_no_chart_of_tensorboards_layout_is_empty(policy, data, tmp_path, kind, 
     charts = {chart.title: chart.multiline.tag for section in layout.category for chart in section.chart}
     scalars = events.Tags()["scalars"]
     assert not [title for title, tags in charts.items() if not any(re.search(t, s) for t in tags for s in scalars)]
+    assert not re.search(charts["seconds by phase"][0], "time/images_per_s")  # no seconds
     assert ("ratio and clipping" in charts) == (kind == "clipped")
     assert ("distance to the weights before training" in charts) == any(objective.values())
 
