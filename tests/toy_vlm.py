@@ -141,12 +141,12 @@ def trained() -> tuple[RewardFinetune, str, dict[str, float]]:
     directory = Path(toy_files()["directory"])
     module = toy_module(objective=RewardObjective(direct_share=0.5))
     module_trainer = toy_trainer(
-        55,
+        90,
         directory / "run",
         ScoredExamples(per_dimension=3),
         ExportModel(str(directory / "export")),
         limit_val_batches=None,
-        val_check_interval=55,
+        val_check_interval=90,
         check_val_every_n_epoch=None,
     )
     module_trainer.fit(module, toy_data())

@@ -91,8 +91,7 @@ def test_batch_of_one_and_of_thirty_two_give_the_same_scores(reasoning: bool) ->
     torch.testing.assert_close(together.scores, torch.cat([a.scores for a in alone]), atol=1e-4, rtol=0)
     torch.testing.assert_close(together.outside_mass, torch.cat([a.outside_mass for a in alone]), atol=1e-4, rtol=0)
     assert together.reasoning == tuple(a.reasoning[0] for a in alone)
-    # Equal scores would prove nothing. How far the toy has come differs from CPU to CPU.
-    assert together.scores.std() > 0.1
+    assert together.scores.std() > 0.5  # equal scores would prove nothing
 
 
 def test_score_does_not_depend_on_its_neighbours() -> None:
