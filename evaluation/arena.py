@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from scipy.stats import norm
 
 ELO_CENTRE = 1000.0
 ELO_SCALE = 400.0 / math.log(10.0)  # points per unit of log-odds: 400 points are odds of 10 to 1
@@ -63,7 +64,7 @@ def expected_win_rate(difference: ArrayLike) -> float | NDArray[np.float64]:
     Returns:
         Probabilities in [0, 1]: a float for a number, else an array of the same shape.
     """
-    rate = _sigmoid(np.asarray(difference, dtype=np.float64) / ELO_SCALE)
+    rate = expit(np.asarray(difference, dtype=np.float64) / ELO_SCALE)
     return float(rate) if rate.ndim == 0 else rate
 
 
@@ -98,48 +99,58 @@ def bradley_terry(
     counts = counts + 0.5 * prior * met
     _require_finite_ratings(counts > 0, labels)
 
-    strength, covariance = _maximise(counts)
-    elo = ELO_CENTRE + ELO_SCALE * strength
-    covariance = ELO_SCALE**2 * covariance
-    reach = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt(np.diag(covariance))
+    strength = _strengths(counts[None])
+    information = _information(counts[None] + counts.T[None], _win_rates(strength))[0]
+    centring = 1.0 / len(counts)
+    covariance = ELO_SCALE**2 * (np.linalg.inv(information + centring) - centring)
+    elo = ELO_CENTRE + ELO_SCALE * strength[0]
+    reach = norm.ppf(0.5 + level / 2) * np.sqrt(np.diag(covariance))
     return Ratings(names=labels, elo=elo, low=elo - reach, high=elo + reach, covariance=covariance)
 
 
-def _maximise(counts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean-free log-strengths, shape (M,), and their covariance, shape (M, M), in squared log-odds."""
-    battles = counts + counts.T
-    strength = np.zeros(len(counts))
-    # Adding ones / M makes the information invertible and leaves mean-free directions untouched.
-    centring = np.full_like(counts, 1.0 / len(counts))
-    value = _log_likelihood(counts, strength)
-    for _ in range(100):
-        rate = _sigmoid(strength[:, None] - strength[None, :])
-        gradient = (counts - battles * rate).sum(axis=1)
-        step = np.linalg.solve(_information(battles, rate) + centring, gradient)
-        size = 1.0
-        while size > 1e-8 and _log_likelihood(counts, strength + size * step) < value:
-            size /= 2  # the likelihood is concave: a shorter step along Newton's direction must rise
-        strength = strength + size * step
-        strength -= strength.mean()
-        value = _log_likelihood(counts, strength)
-        if np.abs(step).max() < 1e-10:
+def ratings_of_many(wins: NDArray[np.float64], *, prior: float) -> NDArray[np.float64]:
+    """Ratings of many sets of battles: the estimate of `bradley_terry` for each.
+
+    Args:
+        wins: credits, `wins[r, i, j]` of i against j, shape (R, M, M).
+        prior: imaginary ties for every pair that met in any set; positive, so that every set has finite ratings.
+
+    Returns:
+        Elo points, mean 1000 in each set, shape (R, M).
+    """
+    met = (wins.sum(axis=0) + wins.sum(axis=0).T) > 0
+    return ELO_CENTRE + ELO_SCALE * _strengths(wins + 0.5 * prior * met)
+
+
+def _strengths(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean-free log-strengths (R, M) that maximise the likelihood of each set of wins (R, M, M).
+
+    Newton's method with a bounded step: far from the maximum, where the likelihood is nearly flat, a whole step
+    overshoots.
+    """
+    battles = counts + counts.swapaxes(1, 2)
+    strength = np.zeros(counts.shape[:2])
+    for _ in range(200):
+        rate = _win_rates(strength)
+        gradient = (counts - battles * rate).sum(axis=2)
+        # Adding 1 / M makes the information invertible and leaves mean-free directions untouched.
+        step = np.linalg.solve(_information(battles, rate) + 1.0 / counts.shape[-1], gradient[..., None])[..., 0]
+        size = np.abs(step).max(axis=1, keepdims=True)
+        strength += step * np.minimum(1.0, 1.0 / np.maximum(size, 1e-12))
+        if size.max() < 1e-10:
             break
-    rate = _sigmoid(strength[:, None] - strength[None, :])
-    return strength, np.linalg.inv(_information(battles, rate) + centring) - centring
+    return strength - strength.mean(axis=1, keepdims=True)
+
+
+def _win_rates(strength: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`P(i beats j)`, shape (R, M, M), from log-strengths (R, M)."""
+    return expit(strength[:, :, None] - strength[:, None, :])
 
 
 def _information(battles: NDArray[np.float64], rate: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Observed information: a graph Laplacian with weights `n_ij p_ij (1 - p_ij)`, shape (M, M)."""
+    """Observed information: a graph Laplacian with weights `n_ij p_ij (1 - p_ij)`, shape (R, M, M)."""
     weights = battles * rate * (1.0 - rate)
-    return np.diag(weights.sum(axis=1)) - weights
-
-
-def _log_likelihood(counts: NDArray[np.float64], strength: NDArray[np.float64]) -> float:
-    return float(-(counts * np.logaddexp(0.0, strength[None, :] - strength[:, None])).sum())
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
+    return weights.sum(axis=2)[..., None] * np.eye(weights.shape[-1]) - weights
 
 
 def _checked_wins(wins: ArrayLike, prior: float) -> NDArray[np.float64]:

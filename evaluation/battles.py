@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from evaluation.arena import ELO_CENTRE, ELO_SCALE, Rating, bradley_terry
+from evaluation.arena import Rating, bradley_terry, ratings_of_many
 from evaluation.statistics import expanded_tail
 from rewards.base import Reward, Samples
 
@@ -177,7 +177,7 @@ def rate(
     prompts = len(wins_PMM)
     # How often each prompt is drawn in each resample.
     draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    resampled = ratings_of_many(np.einsum("rp,pij->rij", draws, wins_PMM))
+    resampled = ratings_of_many(np.einsum("rp,pij->rij", draws, wins_PMM), prior=PRIOR)
     tail = expanded_tail(prompts, level)
     low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
     return {
@@ -190,38 +190,6 @@ def rate_by_category(battles: Sequence[Battle], *, names: Sequence[str], seed: i
     """`rate`, category by category, in the order in which they first occur."""
     categories = dict.fromkeys(battle.category for battle in battles)
     return {c: rate([b for b in battles if b.category == c], names=names, seed=seed) for c in categories}
-
-
-def ratings_of_many(wins: NDArray[np.float64], *, prior: float = PRIOR) -> NDArray[np.float64]:
-    """Ratings of many sets of battles at once.
-
-    The same estimate as `bradley_terry`, by Newton's method with a bounded step.
-
-    Args:
-        wins: credits, `wins[r, i, j]` of i against j, shape (R, M, M).
-        prior: imaginary ties for every pair that met in any set; positive, so that every set has finite ratings.
-
-    Returns:
-        Elo points, mean 1000 in each set, shape (R, M).
-    """
-    models = wins.shape[-1]
-    met = (wins.sum(axis=0) + wins.sum(axis=0).T) > 0
-    wins = wins + 0.5 * prior * met
-    battles = wins + wins.swapaxes(1, 2)
-    strength = np.zeros(wins.shape[:2])
-    diagonal = np.arange(models)
-    for _ in range(200):
-        rate = 0.5 * (1 + np.tanh(0.5 * (strength[:, :, None] - strength[:, None, :])))
-        gradient = (wins - battles * rate).sum(axis=2)
-        information = -battles * rate * (1 - rate) + 1 / models
-        information[:, diagonal, diagonal] += (battles * rate * (1 - rate)).sum(axis=2)
-        step = np.linalg.solve(information, gradient[..., None])[..., 0]
-        # Far from the maximum Newton's step overshoots where the likelihood is nearly flat.
-        size = np.abs(step).max(axis=1, keepdims=True)
-        strength += step * np.minimum(1, 1 / np.maximum(size, 1e-12))
-        if size.max() < 1e-9:
-            break
-    return ELO_CENTRE + ELO_SCALE * (strength - strength.mean(axis=1, keepdims=True))
 
 
 def write_battles(battles: Iterable[Battle], path: str | Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from evaluation.drift import by_prompt
@@ -172,20 +173,6 @@ def p_above(values: Tensor, bound: float) -> float:
     if len(kept) < 2 or math.isinf(bound):
         return 1.0
     excess, deviation = float(kept.mean()) - bound, float(kept.std())
-    if deviation == 0.0:
+    if deviation == 0.0:  # no test statistic: every prompt agrees
         return 0.0 if excess > 0 else 1.0
-    return student_tail(excess / deviation * math.sqrt(len(kept)), len(kept) - 1)
-
-
-def student_tail(t: float, degrees: int) -> float:
-    """P(T > t) of Student's t with a whole number of degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    theta = math.atan2(abs(t), math.sqrt(degrees))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    term = total = cosine if odd else 1.0
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    inside = 2 / math.pi * (theta + (sine * total if degrees > 1 else 0.0)) if odd else sine * total
-    upper = max(0.0, (1.0 - inside) / 2)
-    return upper if t >= 0 else 1.0 - upper
+    return float(ttest_1samp(kept.numpy(), bound, alternative="greater").pvalue)

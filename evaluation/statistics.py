@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 # Upper bound on the entries of one block of resampled indices: 2**22 int64 entries are 32 MiB, whatever P is.
 _BLOCK_ENTRIES = 2**22
@@ -207,15 +208,4 @@ def _resampled_means(kept: NDArray[np.float64], resamples: int, seed: int) -> ND
 
 def expanded_tail(n: int, level: float) -> float:
     """Probability to cut from each end of the bootstrap distribution of `n` prompts."""
-    normal = NormalDist()
-    return normal.cdf(-math.sqrt(n / (n - 1)) * _student_quantile(normal.inv_cdf(0.5 + level / 2), n - 1))
-
-
-def _student_quantile(z: float, degrees: int) -> float:
-    """Student's t quantile from the normal quantile `z` (Abramowitz and Stegun, 26.7.5)."""
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
+    return float(norm.cdf(-math.sqrt(n / (n - 1)) * student_t.ppf(0.5 + level / 2, n - 1)))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from rewards.assignment import best_assignment
 from rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
 from rewards.pixels import finite_images
 
@@ -136,8 +136,8 @@ class FaceIdentityReward(Reward):
         if not after:
             return SCORE_MIN
         sources_SD, outputs_FD = (torch.stack([face.embedding for face in faces]) for faces in (before, after))
-        similarity_SF = (sources_SD @ outputs_FD.T).tolist()
+        similarity_SF = (sources_SD @ outputs_FD.T).numpy()
         scores = [SCORE_MIN] * len(before)
-        for source, output in best_assignment(similarity_SF):
-            scores[source] = self.anchors.score(similarity_SF[source][output])
+        for source, output in zip(*linear_sum_assignment(similarity_SF, maximize=True), strict=True):
+            scores[source] = self.anchors.score(float(similarity_SF[source, output]))
         return fmean(scores)

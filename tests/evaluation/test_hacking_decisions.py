@@ -15,7 +15,6 @@ from evaluation.hacking import (
     p_above,
     paired_changes,
     references,
-    student_tail,
 )
 from evaluation.monitor_alerts import Alert, bands_with_defaults
 
@@ -27,10 +26,12 @@ PROMPTS, MEMBERS = 24, 2
     # Published upper critical values of Student's t.
     [(1, 6.314, 0.05), (2, 4.303, 0.025), (4, 2.132, 0.05), (10, 2.764, 0.01), (15, 3.733, 0.001), (30, 3.385, 0.001)],
 )
-def test_student_tail_matches_published_tables(degrees: int, t: float, tail: float) -> None:
-    assert student_tail(t, degrees) == pytest.approx(tail, rel=2e-3)
-    assert student_tail(-t, degrees) == pytest.approx(1 - tail, rel=2e-3)
-    assert student_tail(0.0, degrees) == pytest.approx(0.5)
+def test_p_above_matches_published_tables(degrees: int, t: float, tail: float) -> None:
+    values = torch.arange(degrees + 1, dtype=torch.float64) ** 1.5
+    error = values.std() / math.sqrt(len(values))
+    assert p_above(values, float(values.mean() - t * error)) == pytest.approx(tail, rel=2e-3)
+    assert p_above(values, float(values.mean() + t * error)) == pytest.approx(1 - tail, rel=2e-3)
+    assert p_above(values, float(values.mean())) == pytest.approx(0.5)
 
 
 def test_p_values_are_uniform_where_nothing_is_wrong() -> None:

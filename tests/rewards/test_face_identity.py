@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import types
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from rewards.arcface import ArcFaceEmbedder
-from rewards.assignment import best_assignment
 from rewards.base import Reward, Samples
 from rewards.face import Face, FaceEmbedder, FaceIdentityReward, SimilarityAnchors
 
@@ -105,23 +103,6 @@ def test_images_that_are_not_finite_are_masked_and_a_groups_source_is_seen_once(
     )
     assert scores.isnan().tolist() == [False, True, True, False, False]
     assert sorted(embedder.seen) == [0, 0, 0, 1, 1]  # two different sources, three outputs
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 3), (2, 5), (5, 2), (4, 6), (5, 5)])
-def test_assignment_is_the_best_of_all(shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(shape)
-    for trial in range(20):
-        gains = rng.normal(size=shape) if trial % 2 else rng.integers(-2, 3, size=shape).astype(float)
-        pairs = best_assignment(gains.tolist())
-        rows, columns = zip(*pairs, strict=True)
-        assert len(pairs) == min(shape) == len(set(rows)) == len(set(columns))
-        wide = gains if shape[0] <= shape[1] else gains.T
-        best = max(
-            sum(wide[row, column] for row, column in enumerate(chosen))
-            for chosen in itertools.permutations(range(wide.shape[1]), wide.shape[0])
-        )
-        assert sum(gains[pair] for pair in pairs) == pytest.approx(best)
-    assert best_assignment([]) == best_assignment([[], []]) == []
 
 
 def test_bad_input_is_told_what_to_do() -> None:
