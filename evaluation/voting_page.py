@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-#: what a voter can say, by the value of its button
-VOTES = {"left": "Left is better", "tie": "As good", "right": "Right is better"}
+from evaluation.ballot import VOTES
 
 _STYLE = """
 :root { color-scheme: light dark; }

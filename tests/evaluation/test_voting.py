@@ -8,11 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
+from evaluation.ballot import Ballot, read_sources
 from evaluation.battles import read_battles
 from evaluation.grids import to_png
 from evaluation.rate_battles import main as rate_main
-from evaluation.voting import Ballot, VotingServer
+from evaluation.voting import VotingServer, build_app
 
 NAMES = ("secret_base", "secret_student")
 
@@ -143,3 +145,47 @@ def test_bad_folders_are_named(folders, votes, tmp_path):
     (empty / "index.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="no prompt id in common"):
         Ballot(folders[0], ("other", empty), votes)
+
+
+def test_another_host_name_cannot_vote(client, votes):
+    """DNS rebinding: a foreign site points its own name at this machine, so that its pages have our origin."""
+    token = _token(client.get("/").text)
+    host = f"evil.example:{client.base_url.port}"
+    data, headers = {"battle": token, "vote": "left"}, {"Host": host, "Origin": f"http://{host}"}
+    assert client.post("/vote", data=data, headers=headers).status_code == 400
+    assert client.get("/", headers={"Host": host}).status_code == 400
+    assert not votes.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("/etc/hostname", "lies outside"), ("../two/1000_0.png", "lies outside"), ("missing.png", "no image")],
+)
+def test_an_index_shows_images_of_its_own_folder_alone(folders, votes, file, message):
+    index = folders[0][1] / "index.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    rows[2]["file"] = file
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ballot = Ballot(*folders, votes)
+    with pytest.raises(ValueError, match=f"Prompt 1002: .*{message}"):
+        ballot.check_images()
+    with TestClient(build_app(ballot), base_url="http://localhost") as client:
+        answers = [client.get(f"/image/{token}/{side}") for token in ballot.open() for side in ("left", "right")]
+    assert sorted({answer.status_code for answer in answers}) == [200, 404]
+
+
+def test_torn_lines_and_missing_sources_are_named(folders, votes, tmp_path):
+    votes.parent.mkdir()
+    votes.write_text('{"prompt": 1000, "member": 0, "first": "a", "second": "b"}\n{"prompt": 10', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"votes\.jsonl, line 2: not JSON"):
+        Ballot(*folders, votes)
+    with pytest.raises(ValueError, match=r"Prompt 1003: no image .*gone\.png"):
+        Ballot(*folders, tmp_path / "none.jsonl", sources={1003: tmp_path / "gone.png"}).check_images()
+    index = folders[1][1] / "index.jsonl"
+    index.write_text('{"id": 1000, "member": 0}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"index\.jsonl, line 1: .*file, prompt, category is missing"):
+        Ballot(*folders, tmp_path / "none.jsonl")
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"id": 3, "source": "a.png"}\n[]\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"edits\.jsonl, line 2: expected an object with id, source"):
+        read_sources(edits)
