@@ -27,6 +27,9 @@ TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="how often each kill test of tests/dist is repeated")
+    parser.addoption(
+        "--chance", type=int, help="seed of the random moments in tests of kills; drawn and printed if omitted"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -69,6 +70,15 @@ def recorded(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         return kept[key]
 
     return record
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """When to kill or crash. A failing test prints the seed that chooses the same moments again."""
+    given = request.config.getoption("--chance")
+    seed = random.SystemRandom().randrange(10**9) if given is None else given
+    print(f"Random moments of this test: replay them with --chance {seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

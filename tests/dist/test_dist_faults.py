@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -64,13 +63,15 @@ def assert_goes_on(run: Run, files: dict[str, str], expected: dict) -> int:
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_signal_at_a_random_moment(recorded, files, repetitions, number: signal.Signals, rank: int) -> None:
+def test_a_signal_at_a_random_moment(
+    recorded, files, repetitions, chance, number: signal.Signals, rank: int
+) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
     for directory in repetitions:
         run = run_in(directory, files, extra=(Preemption(),))
         ranks = start(fit, 2, run)
         seconds = _wait_for_a_step(run, ranks)
-        time.sleep(seconds * random.uniform(0, STEPS - 2))
+        time.sleep(seconds * chance.uniform(0, STEPS - 2))
         if ranks[rank].is_alive():
             os.kill(ranks[rank].pid, number)
         codes = finish(ranks)
@@ -100,10 +101,10 @@ def _wait_for_a_step(run: Run, ranks: list) -> float:
     "function",
     [pytest.param("dcp.save", marks=pytest.mark.slow), "write_meta", pytest.param("put_in_place", marks=pytest.mark.slow)],
 )
-def test_a_crash_inside_a_save(recorded, files, repetitions, function: str) -> None:
+def test_a_crash_inside_a_save(recorded, files, repetitions, chance, function: str) -> None:
     expected = recorded("nft", "fsdp2", 2, steps=STEPS)
     for directory in repetitions:
-        step = 2 * random.randint(2, STEPS - 1)
+        step = 2 * chance.randint(2, STEPS - 1)
         run = run_in(directory, files, extra=(CrashInSave(step, function),))
         codes = finish(start(fit, 2, run))
         assert 17 in codes

@@ -103,11 +103,11 @@ class Job:
             self.log.close()
 
 
-def under_way(files: dict[str, str], directory: Path, *, restarts: int = 0) -> Job:
+def under_way(files: dict[str, str], directory: Path, chance: random.Random, *, restarts: int = 0) -> Job:
     """A job some moment after its first step, several steps before its end."""
     job = Job(config(files, directory), restarts=restarts)
     job.after_step(2)
-    time.sleep(random.uniform(0, 0.5))  # at most about a step
+    time.sleep(chance.uniform(0, 0.5))  # at most about a step
     return job
 
 
@@ -141,25 +141,25 @@ def expected(recorded) -> dict:
     return recorded("nft", "fsdp2", 2, steps=STEPS)
 
 
-def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_been(expected, files, repetitions) -> None:
+def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_been(expected, files, repetitions, chance) -> None:
     for directory in repetitions:
-        job = under_way(files, directory, restarts=1)
-        os.kill(job.worker(random.randrange(2)), signal.SIGKILL)
+        job = under_way(files, directory, chance, restarts=1)
+        os.kill(job.worker(chance.randrange(2)), signal.SIGKILL)
         assert job.end() == 0
         assert_finished(directory, expected)
 
 
-def test_a_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(expected, files, repetitions) -> None:
+def test_a_launcher_told_to_stop_leaves_a_checkpoint_to_go_on_from(expected, files, repetitions, chance) -> None:
     for directory in repetitions:
-        job = under_way(files, directory)
+        job = under_way(files, directory, chance)
         job.process.send_signal(signal.SIGTERM)
         assert job.end() != 0
         assert_preempted_and_goes_on(directory, expected)
 
 
-def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(expected, files, repetitions) -> None:
+def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(expected, files, repetitions, chance) -> None:
     for directory in repetitions:
-        job = under_way(files, directory)
+        job = under_way(files, directory, chance)
         workers = [job.worker(rank) for rank in range(2)]
         job.process.kill()
         assert job.end() == -signal.SIGKILL

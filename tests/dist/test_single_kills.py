@@ -6,7 +6,6 @@ Everything with a state is on: filter (curation included), adaptive category wei
 from __future__ import annotations
 
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -71,7 +70,7 @@ def last(directory: Path) -> dict[str, Any]:
     return torch.load(directory / "last.ckpt", weights_only=False)
 
 
-def test_killed_at_a_random_moment(files, tmp_path, repetitions) -> None:
+def test_killed_at_a_random_moment(files, tmp_path, repetitions, chance) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     begun = time.monotonic()
@@ -82,7 +81,7 @@ def test_killed_at_a_random_moment(files, tmp_path, repetitions) -> None:
     assert all(name in states for name in ("RewardRangeFilter", "CategoryWeightCalibration", "WeightEMA"))
     for directory in repetitions:
         ranks = start(fit, 1, run_in(directory, files))
-        time.sleep(random.uniform(0.2, seconds))
+        time.sleep(chance.uniform(0.2, seconds))
         if ranks[0].is_alive():
             os.kill(ranks[0].pid, signal.SIGKILL)
         finish(ranks)
