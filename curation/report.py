@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from scipy.stats import binomtest
 
-import evaluation.page
 from curation.scores import CuratedScores
 from curation.selection import CategoryKeep, Selection
 from evaluation.charts import Whisker, line_chart, nice_ticks, whisker_chart
 from evaluation.curves import Curve
+from evaluation.pages import environment
 
-_STYLE = Path(evaluation.page.__file__).with_name("page.css")
 #: quantiles of the ranges that programs are told
 _SHARES = (0.1, 0.5, 0.9)
 #: bins of a histogram
@@ -98,58 +99,42 @@ def histogram(ranges: tuple[float, ...], top: float) -> list[int]:
     return counts
 
 
-def keep_interval(kept: int, prompts: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, spread = kept / prompts, z * z / prompts
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / prompts + spread / (4 * prompts))
-    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-
-
 def render(curated: CuratedScores, selection: Selection) -> str:
     """The page: keep rates, what other thresholds would keep, and histograms of the ranges."""
     everyone = whole(selection)
-    rows = []
-    for name, row in (selection.categories | {"all": everyone}).items():
-        low, high = keep_interval(row.kept, row.prompts)
-        note = f"{row.kept} of {row.prompts}" + (f", {row.unscored} unscored" if row.unscored else "")
-        rows.append(
-            Whisker(label=name, mean=row.rate, low=low, high=high, tone="plain", note=note, strong=name == "all")
-        )
-    rates = whisker_chart(rows, show=lambda value: f"{value:.0%}")
+    categories = selection.categories | {"all": everyone}
     top = histogram_top(selection)
-    figures = [
-        f"<figure><figcaption>{escape(name)} <small>prompts by range</small></figcaption>"
-        f"{histogram_chart(name, row.ranges, top, selection.threshold)}</figure>"
-        for name, row in (selection.categories | {"all": everyone}).items()
-    ]
+    thresholds = {name: Markup(line_chart(_kept_by_threshold(name, row, top))) for name, row in categories.items()}
+    histograms = {
+        name: Markup(histogram_chart(name, row.ranges, top, selection.threshold)) for name, row in categories.items()
+    }
+    rates = whisker_chart([_kept(name, row) for name, row in categories.items()], show=lambda value: f"{value:.0%}")
     lead = (
         f"{everyone.kept} of {everyone.prompts} prompts have images that the composite reward tells apart: its raw "
         f"range over {curated.scores.shape[1]} images of the base exceeds {selection.threshold:g}."
     )
-    title = "Which prompts to train on"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        f"<header><h1>{title}</h1><p>{escape(lead)}</p></header>\n<main>\n"
-        f'<section><h2>Kept, by category</h2><div class="panel">{rates}</div></section>\n'
-        f'<section><h2>Other thresholds</h2><div class="charts">{_threshold_figures(selection, top)}</div></section>\n'
-        f'<section><h2>Ranges</h2><div class="charts">{"".join(figures)}</div></section>\n</main>\n'
-        "<footer>Whiskers are Wilson's 95\u00a0% intervals; the line in a histogram is the threshold.</footer>\n"
-        "</body>\n</html>\n"
+    page = environment().get_template("curation.html.j2")
+    return page.render(
+        title="Which prompts to train on",
+        summary=[lead],
+        rates=Markup(rates),
+        thresholds=thresholds,
+        histograms=histograms,
     )
 
 
-def _threshold_figures(selection: Selection, top: float) -> str:
+def _kept(name: str, row: CategoryKeep) -> Whisker:
+    """The share of prompts that a category keeps, with Wilson's 95 % interval."""
+    interval = binomtest(row.kept, row.prompts).proportion_ci(method="wilson")
+    note = f"{row.kept} of {row.prompts}" + (f", {row.unscored} unscored" if row.unscored else "")
+    low, high = float(interval.low), float(interval.high)
+    return Whisker(label=name, mean=row.rate, low=low, high=high, tone="plain", note=note, strong=name == "all")
+
+
+def _kept_by_threshold(name: str, row: CategoryKeep, top: float) -> Curve:
     positions = [top * i / 40 for i in range(41)]
-    figures = []
-    for name, row in (selection.categories | {"all": whole(selection)}).items():
-        y = [sum(value > at for value in row.ranges) / row.prompts for at in positions]
-        curve = Curve(name=name, x=positions, y=y, x_label="threshold", y_label="share kept")
-        caption = f"<figcaption>{escape(name)} <small>share kept by threshold</small></figcaption>"
-        figures.append(f"<figure>{caption}{line_chart(curve)}</figure>")
-    return "".join(figures)
+    y = [sum(value > at for value in row.ranges) / row.prompts for at in positions]
+    return Curve(name=name, x=positions, y=y, x_label="threshold", y_label="share kept")
 
 
 def histogram_chart(name: str, ranges: tuple[float, ...], top: float, threshold: float) -> str:

@@ -6,10 +6,11 @@ The page's style sheet colours them, so that they follow light and dark.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from evaluation.arena import ELO_CENTRE, Rating
 from evaluation.curves import Curve
 
 # One line chart, in units of its viewBox: about the width of a phone, so that its text is not shrunk there.
@@ -175,3 +176,12 @@ def _runs(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> li
 
 def _points(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def rating_chart(ratings: Mapping[str, Rating]) -> str:
+    """Arena ratings with their intervals, strongest first."""
+    rows = [
+        Whisker(label=name, mean=rating.elo, low=rating.low, high=rating.high, tone="plain")
+        for name, rating in sorted(ratings.items(), key=lambda item: -item[1].elo)
+    ]
+    return whisker_chart(rows, show=lambda value: f"{value:.0f}", reference=ELO_CENTRE)

@@ -22,8 +22,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from evaluation.ballot import Ballot, read_sources
-from evaluation.voting_page import done_page, voting_page
+from evaluation.ballot import VOTES, Ballot, read_sources
+from evaluation.pages import environment
 
 _MAX_BODY = 1000
 _HEADERS = {
@@ -43,6 +43,7 @@ def build_app(ballot: Ballot, host: str = "127.0.0.1") -> FastAPI:
         host: the address it is served at. Requests that name another host are refused, so that a foreign web site
             cannot vote by pointing its own name at this machine (DNS rebinding).
     """
+    template = environment().get_template("voting.html.j2")
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"])
 
@@ -56,9 +57,15 @@ def build_app(ballot: Ballot, host: str = "127.0.0.1") -> FastAPI:
     def page() -> str:
         battles = ballot.open()
         if not battles:
-            return done_page(ballot.voted)
+            return template.render(token=None, votes=ballot.voted)
         token = battles[0]
-        return voting_page(token=token, prompt=ballot.prompt(token), left=len(battles), source=ballot.has_source(token))
+        return template.render(
+            token=token,
+            prompt=ballot.prompt(token),
+            left=len(battles),
+            source=ballot.has_source(token),
+            choices=VOTES,
+        )
 
     @app.get("/image/{token}/{side}")
     def image(token: str, side: str) -> Response:
