@@ -122,9 +122,7 @@ def peek_sigmas(path: str | Path, num_steps: int, *, image_size: tuple[int, int]
     if not (directory / "scheduler" / "scheduler_config.json").is_file():
         raise ValueError(f"'{path}' has no scheduler/scheduler_config.json: the model directory is incomplete.")
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(directory), subfolder="scheduler")
-    return sigma_schedule(
-        scheduler, num_steps, image_tokens=math.prod(grid), sample_sigmas=peek_sample_sigmas(path)
-    )
+    return sigma_schedule(scheduler, num_steps, image_tokens=math.prod(grid), sample_sigmas=peek_sample_sigmas(path))
 
 
 def peek_sample_sigmas(path: str | Path) -> list[float] | None:
