@@ -15,6 +15,7 @@ from cli_errors import SettingError, refuse
 from doctor import report
 from doctor.checks import problems, problems_of_copies, problems_of_disk
 from doctor.devices import Device, find_device, parse_fleet
+from doctor.native import describe, problems_of_guidance
 from doctor.plan import Plan, fit, make_plan
 from doctor.setup import Setup, setup_of
 from doctor.weights import Components, build
@@ -52,10 +53,13 @@ def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fl
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
         return
     if options.stage != "fit":
-        print("\n".join(["The configuration is sound.", *report.sources(path), *report.parameters(parts)]))
+        print("\n".join([*report.sources(path), *describe(setup), *report.parameters(parts)]))
+        refuse(problems_of_guidance(setup))
+        print("The configuration is sound.")
         return
     plan = make_plan(setup, parts)
     _show(plan, parts, path)
+    print("\n".join(describe(setup)))
     if plan is not None and device is not None:
         print("\n".join(report.speed(plan, device, options.utilisation)))
     if plan is not None and fleet is not None:
@@ -63,7 +67,7 @@ def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fl
         print("\n".join([*report.overrides(proposed), *report.memory(proposed)]))
         print("\n".join(report.speed(proposed, fleet[1], options.utilisation)))
     # The plan is worth seeing on a machine that the run is not meant for, so its limits come last.
-    refuse([*problems_of_copies(setup, parts), *problems_of_disk(setup, parts)])
+    refuse([*problems_of_guidance(setup), *problems_of_copies(setup, parts), *problems_of_disk(setup, parts)])
     if plan is not None and fleet is None and device is not None and plan.peak > device.memory:
         raise SettingError(
             f"A rank needs {plan.peak / 1e9:.0f} GB and a {device.name} has {device.memory / 1e9:.0f}: --fit "
