@@ -130,7 +130,11 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
-        """The shifted schedule, float32 (num_steps + 1,), from 1 down to 0, from the model's own scheduler."""
+        """The shifted schedule, float32 (num_steps + 1,), descending to 0, from the model's own scheduler.
+
+        Raises:
+            ValueError: another number of steps than a few-step variant prescribes.
+        """
 
     @classmethod
     @abstractmethod
