@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.flops import Flops
 from models.sharding import ShardUnit
 from models.stored import WeightReader
+from models.memory import WeightDtypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class ImageModel(nn.Module, ABC):
         path: str | Path,
         *,
         image_size: tuple[int, int],
-        dtype: torch.dtype = torch.float32,
+        dtypes: WeightDtypes = WeightDtypes(),  # noqa: B008  (frozen)
         empty: bool = False,
     ) -> ImageModel:
         """Load a model.
@@ -147,7 +148,7 @@ class ImageModel(nn.Module, ABC):
         Args:
             path: directory (or hub id) in the diffusers layout.
             image_size: default height and width in pixels.
-            dtype: of the weights.
+            dtypes: of the weights; buffers are float32.
             empty: leave the weights of what `shard_units` names on disk, for `stored` to read them later.
         """
 

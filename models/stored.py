@@ -169,7 +169,10 @@ def component_class(directory: Path, component: str) -> type[nn.Module]:
 
 
 def empty_component(directory: Path, component: str, dtype: torch.dtype) -> nn.Module:
-    """A component of a pipeline without memory for its parameters, in evaluation mode; buffers are real."""
+    """A component of a pipeline without memory for its parameters, in evaluation mode.
+
+    Buffers are real, and those of `from_pretrained`: the dtype is of the parameters alone.
+    """
     return empty_model(component_class(directory, component), directory / component, dtype)
 
 
@@ -181,7 +184,9 @@ def empty_model(kind: type[nn.Module], directory: str | Path, dtype: torch.dtype
         if _is_of_transformers(kind):
             model = kind._from_config(kind.config_class.from_pretrained(str(directory)), dtype=dtype)
         else:
-            model = kind.from_config(kind.load_config(str(directory))).to(dtype)
+            model = kind.from_config(kind.load_config(str(directory)))
+            for parameter in model.parameters():  # `model.to` would round the buffers as well
+                parameter.data = parameter.data.to(dtype)
     if _is_of_transformers(kind):
         model.tie_weights()  # each parameter became another object as it was emptied
     return model.eval()
