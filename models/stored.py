@@ -133,21 +133,26 @@ class StoredParts(WeightReader):
 
 @contextmanager
 def standing_in(model: nn.Module) -> Iterator[None]:
-    """Inside, parameters without memory pass for zeros on the CPU, and still have none.
+    """Inside, weights pass for float32 zeros on the CPU that take no memory, and new tensors are made on the CPU.
 
-    Peft makes a new adapter where its layer's weights are: on the meta device it would lose the adapter's own values.
+    Peft makes a new adapter by the default device's random numbers, and moves it to the device and the dtype of its
+    layer's weights. Here they are always the CPU's, in float32: one seed gives one adapter, whether the model is on a
+    GPU, in bfloat16, or has no memory yet. Quantised weights are left alone: they tell peft what kind of layer theirs
+    is. In a block whose default device is meta, everything stays there, so that plans cost nothing.
     """
     held = [
         (module, name, parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.is_meta
+        if type(parameter) is nn.Parameter and parameter.is_floating_point()
     ]
+    device = torch.device("meta" if torch.get_default_device().type == "meta" else "cpu")
     for module, name, parameter in held:
-        zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        zeros = torch.zeros((), dtype=torch.float32, device=device).expand(parameter.shape)
         module._parameters[name] = nn.Parameter(zeros, requires_grad=parameter.requires_grad)
     try:
-        yield
+        with device:
+            yield
     finally:
         for module, name, parameter in held:
             module._parameters[name] = parameter
