@@ -17,11 +17,11 @@ from doctor.probe import ForwardCost, Load, forward_cost
 from doctor.setup import Setup
 from doctor.weights import Components, count, optimizer_bytes, trained
 from doctor.workload import Workload
-from models.pipeline_model import VAE_PIXELS
+from models.vae import VAE_PIXELS
 
 FLOAT = 4
-#: feature maps at full resolution that a residual block of the VAE's decoder holds at once
-VAE_FEATURE_MAPS = 3
+#: what the VAE's decoder holds at once, in feature maps of full resolution; counted on Qwen-Image 2.1's
+VAE_FEATURE_MAPS = 11
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,9 +23,6 @@ from models.whole import first_rank
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-#: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
-VAE_PIXELS = 4 * 1024 * 1024
 
 
 class PipelineModel(ImageModel):
@@ -79,11 +76,6 @@ class PipelineModel(ImageModel):
     def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
         """See `ImageModel.sigmas`."""
         return sigma_schedule(self._pipeline.scheduler, num_steps, image_tokens=math.prod(self.grid(size)))
-
-    @staticmethod
-    def in_pieces(function: Callable[[Tensor], Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
-        """`function` of a batch of images of `size` pixels (or of their latents), at most `VAE_PIXELS` at a time."""
-        return torch.cat([function(piece) for piece in batch.split(max(1, VAE_PIXELS // math.prod(size)))])
 
     @classmethod
     def from_pretrained(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.image_model import Conditioning
 from models.images import to_uint8
 from models.pipeline_model import PipelineModel, check_multiple
+from models.vae import decode_frame, encode_frame, in_chunks
 
 if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
     from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
@@ -148,7 +150,7 @@ class QwenImage(PipelineModel):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`."""
         pixels = (images * 2 - 1)[:, :, None].to(self.vae.dtype)
-        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        modes = in_chunks(partial(encode_frame, self.vae), pixels, tuple(images.shape[2:]))
         latents = (modes - self.latents_mean) / self.latents_std
         samples, channels, _, height, width = latents.shape
         return self._pipeline._pack_latents(latents, samples, channels, height, width)
@@ -160,7 +162,7 @@ class QwenImage(PipelineModel):
         self.grid((height, width))  # refuse an impossible size
         spatial = self._pipeline._unpack_latents(latents, height, width, self._pipeline.vae_scale_factor)
         scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
-        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :, 0], scaled, (height, width))
+        images = in_chunks(partial(decode_frame, self.vae), scaled, (height, width))[:, :, 0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation

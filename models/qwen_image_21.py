@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,7 @@ from models.images import to_rgba, to_uint8
 from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
+from models.vae import decode_frame, encode_frame, in_chunks
 
 if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
     from diffusers import QwenImage21Pipeline
@@ -114,7 +116,7 @@ class QwenImage21(PipelineModel):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
         pixels = to_rgba(images).to(self.vae.dtype)
-        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        modes = in_chunks(partial(encode_frame, self.vae), pixels, tuple(images.shape[2:]))
         latents = (modes - self.latents_mean) / self.latents_std
         return latents.flatten(2).transpose(1, 2)
 
@@ -123,7 +125,7 @@ class QwenImage21(PipelineModel):
         """See `ImageModel.decode`."""
         spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size)))
         scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
-        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :3, 0], scaled, size or self.image_size)
+        images = in_chunks(partial(decode_frame, self.vae), scaled, size or self.image_size)[:, :3, 0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation
