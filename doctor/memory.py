@@ -17,11 +17,11 @@ from doctor.probe import ForwardCost, Load, forward_cost
 from doctor.setup import Setup
 from doctor.weights import Components, count, optimizer_bytes, trained
 from doctor.workload import Workload
-from models.pipeline_model import VAE_PIXELS
+from models.vae import VAE_PIXELS
 
 FLOAT = 4
-#: feature maps at full resolution that a residual block of the VAE's decoder holds at once
-VAE_FEATURE_MAPS = 3
+#: what the VAE's decoder holds at once, in feature maps of full resolution; counted on Qwen-Image 2.1's
+VAE_FEATURE_MAPS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +122,13 @@ def _cost(transformer: torch.nn.Module, load: Load, dtype: torch.dtype) -> Forwa
 
 
 def prefix_bytes(transformer: torch.nn.Module, work: Workload, setup: Setup) -> int:
-    """Keys and values of text and source that a rollout keeps: one copy a prompt and one a sample, of both branches."""
+    """Keys and values of text and source that a rollout keeps: one copy a prompt, of both branches."""
     if not getattr(transformer.config, "causal_condition", False):
         return 0
     a_token = 2 * transformer.inner_dim * len(transformer.transformer_blocks) * setup.compute_dtype.itemsize
     load = load_of(work, rollout=True)
     branches = 2 if any("unconditional" in phase.name for phase in work.phases) else 1
-    return (load.samples + load.prompts) * (load.text + load.source) * a_token * branches
+    return load.prompts * (load.text + load.source) * a_token * branches
 
 
 def decoder_bytes(image_size: int, vae: torch.nn.Module) -> int:
