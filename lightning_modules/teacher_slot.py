@@ -53,8 +53,8 @@ class TeacherSlot:
         return sum(t.numel() * t.element_size() for weights in self._weights.values() for t in weights.values())
 
     def place(self, device: torch.device) -> None:
-        """Make room on the device, once."""
-        device = torch.device(device)
+        """Make room on the device, once. Shards stay where they rest, which may be the host."""
+        device = next((shard.device for shard in self._shards.values()), torch.device(device))
         offload = device.type != "cpu" if self._offload is None else self._offload
         if device == self._device and offload == self._own_storage:
             return
