@@ -9,16 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from models.flops import Flops
+from models.memory import WeightDtypes
 from models.sharding import ShardUnit
 from models.stored import WeightReader
-from models.memory import WeightDtypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,15 @@ class ImageModel(nn.Module, ABC):
 
         Every rank calls it, and the first writes.
         """
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it computes on, which latents and source images must be on.
+
+        Shards of weights do not say: under `cpu_offload` they rest in CPU memory and compute on a GPU. Whole tensors,
+        such as the VAE's, are on the device itself.
+        """
+        return next(t.device for t in chain(self.buffers(), self.parameters()) if not isinstance(t, DTensor))
 
     def shard_units(self) -> tuple[ShardUnit, ...]:
         """What is sharded over the ranks, and in which pieces; everything else, the VAE above all, is whole on each."""

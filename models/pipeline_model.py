@@ -59,11 +59,6 @@ class PipelineModel(ImageModel):
         """See `ImageModel.shard_units`: transformer and text encoder."""
         return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer lives."""
-        return next(self.transformer.parameters()).device
-
     @classmethod
     @abstractmethod
     def token_grid(cls, vae_config: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
