@@ -36,6 +36,7 @@ from start_checks import check_checkpoint, check_seed, check_writable
 from strategies import AtomicCheckpointIO
 from strategies.checkpoint_files import sweep
 from strategies.launcher import end_with_launcher, warning_of_restarts
+from strategies.precision import allow_tf32
 from strategies.resume import checkpoint_to_resume, mark_start, restarted
 
 #: set to 1 to see the traceback of a bad setting
@@ -92,6 +93,9 @@ class FlowCLI(LightningCLI):
         parser.add_argument("--run.name", type=str, default="dev", help="folder of this run under run.dir")
         parser.add_argument("--run.seed", type=int, default=0, help="of data order, noise, windows and noise levels")
         parser.add_argument("--run.threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+        parser.add_argument(
+            "--run.tf32", type=bool, default=False, help="let CUDA multiply float32 matrices in TensorFloat-32"
+        )
 
     @override
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
@@ -115,6 +119,8 @@ class FlowCLI(LightningCLI):
             config.trainer.default_root_dir = str(Path(config.run.dir) / config.run.name)
         if config.run.threads > 0:
             torch.set_num_threads(config.run.threads)
+        if config.run.tf32:
+            allow_tf32()
         # Denormals make a CPU step up to a hundred times slower, and round to nothing that matters.
         torch.set_flush_denormal(True)
 

@@ -46,7 +46,7 @@ from lightning_modules.trained_weights import TransformerTraining
 from lightning_modules.velocity_gap import VelocityGap
 from models import ImageModel, load_image_model
 from models.loading import peek_sigmas
-from models.memory import FROZEN_DTYPES, FrozenDtype, save_memory
+from models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
 from rewards import Reward
 from strategies import distribute, is_sharded_run
 from strategies.gradients import over_ranks
@@ -168,9 +168,11 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             return
         size = (self.image_size, self.image_size)
         spread = is_sharded_run(self)
-        model = load_image_model(self._weights_path(), image_size=size, empty=spread)
+        dtypes = WeightDtypes.kept(self.frozen_dtype, adapter=self.lora is not None)
+        model = load_image_model(self._weights_path(), image_size=size, dtypes=dtypes, empty=spread)
         self.choose_trained(model)
-        save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
+        if self.gradient_checkpointing:
+            model.transformer.enable_gradient_checkpointing()
         self.model = model
         self.sampler = Sampler(
             sigmas=model.sigmas(self.distillation_settings.num_steps),

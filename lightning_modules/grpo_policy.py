@@ -45,7 +45,7 @@ from lightning_modules.updates import PolicyUpdates
 from lightning_modules.windows import steps_of_iteration
 from models import ImageModel, load_image_model
 from models.loading import peek_sigmas
-from models.memory import FrozenDtype, save_memory
+from models.memory import FrozenDtype, WeightDtypes
 from rewards import Reward
 from strategies import distribute, is_sharded_run
 from strategies.gradients import over_ranks
@@ -138,10 +138,12 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         if self.model is not None:
             return
         size = (self.image_size, self.image_size)
-        model = load_image_model(self.model_path, image_size=size, empty=is_sharded_run(self))
+        dtypes = WeightDtypes.kept(self.frozen_dtype, adapter=self.lora is not None)
+        model = load_image_model(self.model_path, image_size=size, dtypes=dtypes, empty=is_sharded_run(self))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
         self.choose_trained(model)
-        save_memory(model, frozen_dtype=self.frozen_dtype, gradient_checkpointing=self.gradient_checkpointing)
+        if self.gradient_checkpointing:
+            model.transformer.enable_gradient_checkpointing()
         model.uniform_forwards = distribute(self, model, model.shard_units(), model.stored)
         self.model = model
         self.sampler = Sampler(

@@ -73,7 +73,7 @@ class RewardFinetune(ScheduledOptimizer):
         reading: how validation, and by default the exported reward, make and read answers.
         lora: train an adapter of this kind; None trains all weights.
         quantization: `nf4` holds the frozen linear layers in 4 bits (QLoRA).
-        dtype: of the weights as loaded; adapters are always float32.
+        dtype: of the weights as loaded; an adapter has float32 weights and computes in this dtype.
         train_vision: false leaves the vision tower as it is.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         gradient_clip: largest gradient norm.

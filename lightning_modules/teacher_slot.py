@@ -77,6 +77,9 @@ class TeacherSlot:
         self.loaded, self.moves = key, self.moves + 1
         if self._stream is not None:  # what still reads the old weights comes first
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            if any(tensor.device.type == "cpu" for tensor in self._tensors().values()):
+                # Shards that rest on the host are overwritten by the host, which no stream holds back.
+                torch.cuda.current_stream(self._device).synchronize()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.stream(self._stream):
             release(self.transformer)  # whole weights that a forward left are those of another teacher
             for name, tensor in self._tensors().items():

@@ -119,7 +119,7 @@ class TeacherBank:
         """
         with ExitStack() as whole:
             if task in self._keys:
-                self.slot.place(self._device())
+                self.slot.place(self._student.device)
                 self.slot.ready(self._keys[task])
                 whole.enter_context(gathered(self.slot.transformer))
             yield
@@ -140,11 +140,8 @@ class TeacherBank:
     def prefetch(self, task: str | None) -> None:
         """Start bringing the teacher of a task in, ahead of need. Only a hint: None and unknown tasks are fine."""
         if task in self._keys:
-            self.slot.place(self._device())
+            self.slot.place(self._student.device)
             self.slot.prefetch(self._keys[task])
-
-    def _device(self) -> torch.device:
-        return next(self._student.transformer.parameters()).device
 
     @contextmanager
     def playing(self, task: str) -> Iterator[ImageModel]:
@@ -153,7 +150,7 @@ class TeacherBank:
         adapter = _adapter_name(task) if self.teachers[task].adapter is not None else None
         transformer = self._transformer(task)
         if task in self._keys:
-            self.slot.place(self._device())
+            self.slot.place(self._student.device)
             self.slot.ready(self._keys[task])
             use_adapter(transformer, adapter)
             yield self._counted(task, _with_transformer(self._student, transformer))

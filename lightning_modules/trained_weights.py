@@ -52,7 +52,8 @@ class TransformerTraining(ConfiguredOptimizer):
             model.transformer.requires_grad_(True)
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)  # the same adapter on every rank and after every restart
+            # The same adapter on every rank and after every restart. Only the CPU's generator matters (`add_lora`).
+            torch.default_generator.manual_seed(self.seed)
             add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
 
     @override

@@ -1,21 +1,30 @@
-"""Low-rank adapters on a transformer, by peft through diffusers."""
+"""Low-rank adapters on a transformer, by peft through diffusers.
+
+An adapter that trains has float32 weights, the masters that the optimizer steps on, and computes in the dtype of the
+layer that it adapts. Peft itself would compute in the dtype of the adapter's weights: on a bfloat16 base, every input
+and output of an adapted layer would exist in float32 a second time, and the products would not use the tensor cores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
 
 from models.stored import standing_in
 from models.whole import first_rank, is_sharded, whole_state
 
 if TYPE_CHECKING:  # peft takes seconds to import, and most commands have no adapter
     from diffusers import ModelMixin
+    from peft import LoraConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 #: name that peft gives the adapter of `add_lora`
 STUDENT_ADAPTER = "default"
@@ -23,10 +32,21 @@ STUDENT_ADAPTER = "default"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
-def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> None:
-    """Freeze the transformer and give it a trainable adapter, kept in float32.
+class MasterLinear(nn.Linear):
+    """One factor of an adapter: its weight rests in its own dtype and computes in that of the input.
 
-    In bfloat16 AdamW's small updates would be rounded away, so the adapter keeps fp32 masters.
+    The gradient arrives through the cast, so it accumulates in the weight's dtype. Nothing is cast where the two dtypes
+    are the same, as on a float32 base or where FSDP2 has cast the gathered weight already.
+    """
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return functional.linear(inputs, self.weight.to(inputs.dtype), bias)
+
+
+def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> None:
+    """Freeze the transformer and give it a trainable adapter; see `add_trainable`.
 
     Args:
         transformer: gets the adapter in place.
@@ -37,14 +57,45 @@ def add_lora(transformer: ModelMixin, *, rank: int, alpha: int, dropout: float, 
     """
     from peft import LoraConfig
 
-    transformer.requires_grad_(False)
-    with standing_in(transformer):
-        transformer.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        )
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+    add_trainable(transformer, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
+
+
+def add_trainable(model: ModelMixin | PreTrainedModel, config: LoraConfig) -> None:
+    """Freeze a model of diffusers or transformers and give it a trainable adapter.
+
+    The adapter's weights are float32 whatever the model's are: in bfloat16 AdamW's small updates would be rounded away.
+    They are drawn from the CPU's generator wherever the model lives, so one seed gives one adapter.
+
+    Args:
+        model: gets the adapter in place.
+        config: of peft.
+    """
+    model.requires_grad_(False)
+    with standing_in(model):
+        model.add_adapter(config)
+    settle_adapter(model, STUDENT_ADAPTER, dtype=torch.float32)
+
+
+def settle_adapter(model: nn.Module, name: str, *, dtype: torch.dtype | None) -> None:
+    """Put a new adapter beside the weights of its layers, and have it compute in their dtype.
+
+    Args:
+        model: has the adapter.
+        name: of the adapter.
+        dtype: of the adapter's weights; None takes that of each layer's own.
+    """
+    for _, layer in adapted_layers(model):
+        base = layer.get_base_layer().weight
+        place: dict[str, Any] = {} if base.is_meta else {"device": base.device}  # shards get their device later
+        if dtype is not None or base.is_floating_point():  # quantised weights have no dtype to take
+            place["dtype"] = dtype or base.dtype
+        factors = [group[name] for group in (layer.lora_A, layer.lora_B) if name in group]
+        for factor in factors:
+            factor.to(**place)
+            if type(factor) is nn.Linear:
+                factor.__class__ = MasterLinear  # the same module to whoever holds it, hooks and names and all
+        if all(isinstance(f, MasterLinear) for group in (layer.lora_A, layer.lora_B) for f in group.values()):
+            layer.cast_input_dtype_enabled = False
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
@@ -110,6 +161,8 @@ def save_adapter(transformer: ModelMixin, path: str | Path, *, name: str = STUDE
 def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) -> None:
     """Give the transformer one more adapter, without gradient and not in use yet.
 
+    Its weights are rounded to the dtype of the layers' own once, as nothing will step on them.
+
     Args:
         transformer: gets the adapter in place; the one in use and what is trainable stay as they are.
         path: directory that `save_adapter` or diffusers wrote; see `check_adapter`.
@@ -121,6 +174,7 @@ def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) ->
         transformer.load_lora_adapter(
             str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
         )
+    settle_adapter(transformer, name, dtype=None)
     use_adapter(transformer, before[0] if before else None)
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) in trainable)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from models.flops import Flops
+from models.memory import WeightDtypes
 from models.sharding import ShardUnit
 from models.stored import WeightReader
 
@@ -139,7 +142,7 @@ class ImageModel(nn.Module, ABC):
         path: str | Path,
         *,
         image_size: tuple[int, int],
-        dtype: torch.dtype = torch.float32,
+        dtypes: WeightDtypes = WeightDtypes(),  # noqa: B008  (frozen)
         empty: bool = False,
     ) -> ImageModel:
         """Load a model.
@@ -147,7 +150,7 @@ class ImageModel(nn.Module, ABC):
         Args:
             path: directory (or hub id) in the diffusers layout.
             image_size: default height and width in pixels.
-            dtype: of the weights.
+            dtypes: of the weights; buffers are float32.
             empty: leave the weights of what `shard_units` names on disk, for `stored` to read them later.
         """
 
@@ -157,6 +160,15 @@ class ImageModel(nn.Module, ABC):
 
         Every rank calls it, and the first writes.
         """
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it computes on, which latents and source images must be on.
+
+        Shards of weights do not say: under `cpu_offload` they rest in CPU memory and compute on a GPU. Whole tensors,
+        such as the VAE's, are on the device itself.
+        """
+        return next(t.device for t in chain(self.buffers(), self.parameters()) if not isinstance(t, DTensor))
 
     def shard_units(self) -> tuple[ShardUnit, ...]:
         """What is sharded over the ranks, and in which pieces; everything else, the VAE above all, is whole on each."""

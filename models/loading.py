@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
+from models.memory import WeightDtypes
 from models.pipeline_model import PipelineModel
 from models.qwen_image import QwenImage
 from models.qwen_image_21 import QwenImage21
@@ -132,18 +132,22 @@ def _read_json(path: Path) -> dict:
 
 
 def load_image_model(
-    path: str | Path, *, image_size: tuple[int, int], dtype: torch.dtype = torch.float32, empty: bool = False
+    path: str | Path,
+    *,
+    image_size: tuple[int, int],
+    dtypes: WeightDtypes = WeightDtypes(),  # noqa: B008  (frozen)
+    empty: bool = False,
 ) -> ImageModel:
     """Load a generator of any supported family.
 
     Args:
         path: directory in the diffusers layout, or hub id.
         image_size: default height and width in pixels.
-        dtype: of the weights.
+        dtypes: of the weights, which are loaded in no other on the way; buffers are float32.
         empty: leave the weights on disk (see `ImageModel.from_pretrained`); `strategies.distribute` fills them in.
 
     Raises:
         ValueError: see `check_model_path`.
     """
     family = FAMILIES[check_model_path(path)]
-    return family.from_pretrained(path, image_size=image_size, dtype=dtype, empty=empty)
+    return family.from_pretrained(path, image_size=image_size, dtypes=dtypes, empty=empty)

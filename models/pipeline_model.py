@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flow.schedule import sigma_schedule
 from models.image_model import ImageModel
+from models.memory import WeightDtypes
 from models.plain import whole_components
 from models.sharding import ShardUnit, text_encoder_units
 from models.stored import StoredComponent, StoredParts, empty_component, local_directory
@@ -58,11 +59,6 @@ class PipelineModel(ImageModel):
         """See `ImageModel.shard_units`: transformer and text encoder."""
         return (*super().shard_units(), *text_encoder_units(self.text_encoder))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer lives."""
-        return next(self.transformer.parameters()).device
-
     @classmethod
     @abstractmethod
     def token_grid(cls, vae_config: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
@@ -91,21 +87,23 @@ class PipelineModel(ImageModel):
         path: str | Path,
         *,
         image_size: tuple[int, int],
-        dtype: torch.dtype = torch.float32,
+        dtypes: WeightDtypes = WeightDtypes(),  # noqa: B008  (frozen)
         empty: bool = False,
     ) -> Self:
         """See `ImageModel.from_pretrained`."""
         if not empty:
-            return cls(cls.load_pipeline(path, dtype), image_size=image_size)
+            return cls(cls.load_pipeline(path, dtypes), image_size=image_size)
         directory = local_directory(path)
-        parts = {name: empty_component(directory, name, dtype) for name in ("transformer", "text_encoder")}
-        model = cls(cls.load_pipeline(directory, dtype, **parts), image_size=image_size)
+        parts = {
+            name: empty_component(directory, name, getattr(dtypes, name)) for name in ("transformer", "text_encoder")
+        }
+        model = cls(cls.load_pipeline(directory, dtypes, **parts), image_size=image_size)
         model.stored = StoredParts({n: StoredComponent(directory / n, type(part)) for n, part in parts.items()})
         return model
 
     @classmethod
     @abstractmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> DiffusionPipeline:
+    def load_pipeline(cls, path: str | Path, dtypes: WeightDtypes, **parts: nn.Module) -> DiffusionPipeline:
         """Diffusers' pipeline of this family from a directory or hub id; components that are given are not loaded."""
 
     def save_pretrained(self, path: str | Path) -> None:

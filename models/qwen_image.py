@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.image_model import Conditioning
 from models.images import to_uint8
+from models.memory import WeightDtypes
 from models.pipeline_model import PipelineModel, check_multiple
 
 if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
@@ -197,8 +198,8 @@ class QwenImage(PipelineModel):
     # ----------------------------------------------------------------- loading
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> DiffusionPipeline:
+    def load_pipeline(cls, path: str | Path, dtypes: WeightDtypes, **parts: nn.Module) -> DiffusionPipeline:
         """See `PipelineModel.load_pipeline`: model_index.json says which of the three it is."""
         from diffusers import DiffusionPipeline
 
-        return DiffusionPipeline.from_pretrained(str(path), dtype=dtype, **parts)
+        return DiffusionPipeline.from_pretrained(str(path), dtype=dtypes.by_component(), **parts)

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.image_model import Conditioning
 from models.images import to_rgba, to_uint8
+from models.memory import WeightDtypes
 from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import Prefix
@@ -236,8 +237,8 @@ class QwenImage21(PipelineModel):
         return output.float()
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: torch.dtype, **parts: nn.Module) -> QwenImage21Pipeline:
+    def load_pipeline(cls, path: str | Path, dtypes: WeightDtypes, **parts: nn.Module) -> QwenImage21Pipeline:
         """See `PipelineModel.load_pipeline`."""
         from diffusers import QwenImage21Pipeline
 
-        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtype, **parts)
+        return QwenImage21Pipeline.from_pretrained(str(path), dtype=dtypes.by_component(), **parts)

@@ -133,21 +133,26 @@ class StoredParts(WeightReader):
 
 @contextmanager
 def standing_in(model: nn.Module) -> Iterator[None]:
-    """Inside, parameters without memory pass for zeros on the CPU, and still have none.
+    """Inside, weights pass for float32 zeros on the CPU that take no memory, and new tensors are made on the CPU.
 
-    Peft makes a new adapter where its layer's weights are: on the meta device it would lose the adapter's own values.
+    Peft makes a new adapter by the default device's random numbers, and moves it to the device and the dtype of its
+    layer's weights. Here they are always the CPU's, in float32: one seed gives one adapter, whether the model is on a
+    GPU, in bfloat16, or has no memory yet. Quantised weights are left alone: they tell peft what kind of layer theirs
+    is. In a block whose default device is meta, everything stays there, so that plans cost nothing.
     """
     held = [
         (module, name, parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.is_meta
+        if type(parameter) is nn.Parameter and parameter.is_floating_point()
     ]
+    device = torch.device("meta" if torch.get_default_device().type == "meta" else "cpu")
     for module, name, parameter in held:
-        zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        zeros = torch.zeros((), dtype=torch.float32, device=device).expand(parameter.shape)
         module._parameters[name] = nn.Parameter(zeros, requires_grad=parameter.requires_grad)
     try:
-        yield
+        with device:
+            yield
     finally:
         for module, name, parameter in held:
             module._parameters[name] = parameter
@@ -169,7 +174,10 @@ def component_class(directory: Path, component: str) -> type[nn.Module]:
 
 
 def empty_component(directory: Path, component: str, dtype: torch.dtype) -> nn.Module:
-    """A component of a pipeline without memory for its parameters, in evaluation mode; buffers are real."""
+    """A component of a pipeline without memory for its parameters, in evaluation mode.
+
+    Buffers are real, and those of `from_pretrained`: the dtype is of the parameters alone.
+    """
     return empty_model(component_class(directory, component), directory / component, dtype)
 
 
@@ -181,7 +189,9 @@ def empty_model(kind: type[nn.Module], directory: str | Path, dtype: torch.dtype
         if _is_of_transformers(kind):
             model = kind._from_config(kind.config_class.from_pretrained(str(directory)), dtype=dtype)
         else:
-            model = kind.from_config(kind.load_config(str(directory))).to(dtype)
+            model = kind.from_config(kind.load_config(str(directory)))
+            for parameter in model.parameters():  # `model.to` would round the buffers as well
+                parameter.data = parameter.data.to(dtype)
     if _is_of_transformers(kind):
         model.tie_weights()  # each parameter became another object as it was emptied
     return model.eval()

@@ -25,8 +25,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from models.adapters import adapter_delta
-from models.stored import StoredComponent, StoredParts, WeightReader, empty_model, standing_in
+from models.adapters import adapter_delta, add_trainable
+from models.stored import StoredComponent, StoredParts, WeightReader, empty_model
 from models.whole import first_rank, whole_state
 from suggestions import nearest_path
 
@@ -115,7 +115,7 @@ def freeze_vision(model: PreTrainedModel) -> None:
 
 
 def add_vlm_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float, vision: bool) -> None:
-    """Freeze the model and give it a trainable adapter, kept in float32.
+    """Freeze the model and give it a trainable adapter; see `models.adapters.add_trainable`.
 
     Args:
         model: gets the adapter in place.
@@ -125,13 +125,7 @@ def add_vlm_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: floa
         vision: adapt the vision tower's blocks as well as the language model's.
     """
     targets = f"{_LANGUAGE_LAYERS}|{_VISION_LAYERS}" if vision else _LANGUAGE_LAYERS
-    model.requires_grad_(False)
-    with standing_in(model):
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # AdamW's small updates would be rounded away in bfloat16.
-            parameter.data = parameter.data.to(torch.float32)
+    add_trainable(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets))
 
 
 def save_plain(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

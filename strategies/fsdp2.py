@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -119,6 +120,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not self.cpu_offload:
             super().model_to_device()
             return
+        # Lightning's modules and metrics say where they are by what they were last moved to, and most of this one is
+        # moved by hand: whoever asks for `module.device` wants to compute there.
+        _update_properties(self.model, device=self.root_device)
         for module in self.model.modules():
             if isinstance(module, Metric):
                 module.to(self.root_device)

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from models import ImageModel, load_image_model
 from models.adapters import add_lora
-from models.memory import save_memory
+from models.memory import WeightDtypes
 from models.sharding import ShardUnit, vlm_unit
 from models.stored import WeightReader
 from models.vision_language import load_empty_vlm, load_vlm
@@ -43,11 +43,11 @@ def run_loading(record: str, world_size: int, generators: dict[str, str], vlm: s
 
 def _prepared(path: str, *, adapter: bool, empty: bool) -> ImageModel:
     """As a module's `configure_model` does."""
-    model = load_image_model(path, image_size=(32, 32), empty=empty)
+    dtypes = WeightDtypes.kept("bfloat16" if adapter else "float32", adapter=adapter)
+    model = load_image_model(path, image_size=(32, 32), dtypes=dtypes, empty=empty)
     if adapter:
         torch.manual_seed(3)
         add_lora(model.transformer, rank=2, alpha=4, dropout=0.0, targets=model.lora_targets)
-        save_memory(model, frozen_dtype="bfloat16", gradient_checkpointing=False)
     return model
 
 

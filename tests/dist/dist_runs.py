@@ -67,11 +67,14 @@ class Run:
 
 
 class Recorder(Callback):
-    """Losses and the like by step, what was drawn, the weights at the end, and the bytes that this rank held."""
+    """Losses and the like by step, what was drawn, the weights at start and end, and the bytes that this rank held."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.found: dict[str, Any] = {"losses": {}, "samples": {}, "bytes": {}, "skipped": {}}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.found["start"] = _weights(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         names = ("loss", "update/loss", "update/gradient_norm", "reward/mean")
@@ -105,8 +108,7 @@ class Recorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # also if nothing was left to train
         averages = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA)]
-        named = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
-        self.found["weights"] = {n: full(p.detach()).clone() for n, p in named.items()}
+        self.found["weights"] = _weights(pl_module)
         self.found["ema"] = {n: full(p).clone() for n, p in averages[0].state_dict().items()}
         self.found["validation"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.found["moments"] = _first_moments(trainer)
@@ -122,6 +124,11 @@ def _keys(iteration: Any) -> list[tuple]:
         seen[group] = seen.get(group, -1) + 1
         keys.append((group, seen[group]))
     return keys
+
+
+def _weights(module: LightningModule) -> dict[str, Tensor]:
+    """What is trained, whole; every rank must ask."""
+    return {n: full(p.detach()).clone() for n, p in module.named_parameters() if p.requires_grad}
 
 
 def _optimizer(trainer: Trainer) -> torch.optim.Optimizer:
