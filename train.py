@@ -25,7 +25,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 from cli_errors import SettingError, explain_instantiation, explain_parsing, refuse
@@ -148,9 +148,13 @@ class FlowCLI(LightningCLI):
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         from doctor.checks import faults  # these know the generators' libraries: a misspelt key needn't wait for them
+        from doctor.native import problems_of_guidance
         from doctor.setup import setup_of
 
-        refuse(faults(setup_of(self, self.subcommand)))
+        setup = setup_of(self, self.subcommand)
+        refuse(faults(setup))
+        for problem in problems_of_guidance(setup):
+            rank_zero_warn(problem)
         self._asked_for = self.config_init[self.subcommand].get("ckpt_path")
         self._choose_checkpoint()
 

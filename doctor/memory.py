@@ -21,6 +21,7 @@ from doctor.readings import Readings
 from doctor.setup import Setup
 from doctor.weights import Components, count, optimizer_bytes, step_bytes, trained
 from doctor.workload import Workload
+from models.memory import FROZEN_DTYPES
 
 FLOAT = 4
 
@@ -93,22 +94,22 @@ def _always(setup: Setup, parts: Components) -> Iterator[Item]:
     """Weights and what belongs to them."""
     model, shards, host = setup.model, setup.shards, setup.offload
     trains = trained(parts.transformer)
-    values, frozen = count(trains), setup.frozen_dtype.itemsize
+    values, held, text = count(trains), setup.dtypes.transformer.itemsize, setup.dtypes.text_encoder.itemsize
 
     def shared(name: str, size: float) -> Item:
         share = math.ceil(size / shards)
         return Item(name=name, size=0 if host else share, host=share if host else 0)
 
-    yield shared("transformer", values * FLOAT + (count(parts.transformer.parameters()) - values) * frozen)
+    yield shared("transformer", values * FLOAT + (count(parts.transformer.parameters()) - values) * held)
     yield shared("gradients", values * FLOAT)
     yield shared("optimizer states", optimizer_bytes(model.make_optimizer).total(trains))
     for name in _copies(setup):
         yield shared(name, values * FLOAT)
     yield from _teachers(setup, parts)
-    yield shared("text encoder", count(parts.text_encoder.parameters()) * frozen)
+    yield shared("text encoder", count(parts.text_encoder.parameters()) * text)
     if shards > 1:  # the root of a sharded module stays whole once a forward has gathered it
         embedding = count(parts.text_encoder.get_input_embeddings().parameters())
-        yield Item(name="text encoder's gathered embedding", size=embedding * frozen)
+        yield Item(name="text encoder's gathered embedding", size=embedding * text)
     yield Item(name="VAE", size=count(parts.vae.parameters()) * FLOAT)
     yield from _local_rewards(model)
 
@@ -135,7 +136,7 @@ class _Moments:
     def _rollout(self) -> Iterator[Moment]:
         readings, states, whole = self.readings, self._states(), self._whole()
         blocks = _largest(self.parts.text_encoder.model.language_model.layers)
-        gathered = 2 * blocks * self.setup.frozen_dtype.itemsize if self.setup.shards > 1 else 0
+        gathered = 2 * blocks * self.setup.dtypes.text_encoder.itemsize if self.setup.shards > 1 else 0
         yield Moment(
             name="encode prompts",
             items=(
@@ -174,13 +175,13 @@ class _Moments:
         """The transformer that is evaluated, where it rests in shards."""
         if self.setup.shards == 1:
             return ()
-        width = (self.setup.gathered_dtype or self.setup.frozen_dtype).itemsize
+        width = (self.setup.gathered_dtype or self.setup.dtypes.transformer).itemsize
         return (Item(name="gathered transformer", size=count(self.parts.transformer.parameters()) * width),)
 
     def _reduction(self) -> Iterator[Item]:
         """Gradients of a block on their way to its shards: in the dtype they have, and in float32 to be summed."""
         if self.setup.shards > 1 and trained(self.parts.transformer):
-            width = (self.setup.gathered_dtype or self.setup.frozen_dtype).itemsize + FLOAT
+            width = (self.setup.gathered_dtype or self.setup.dtypes.transformer).itemsize + FLOAT
             yield Item(name="a block's gradients, reduced", size=_largest(_units(self.parts)) * width)
 
     def _states(self) -> Item:
@@ -245,7 +246,7 @@ def _teachers(setup: Setup, parts: Components) -> list[Item]:
     if not paths:
         return []
     values = sum(p.numel() for n, p in parts.transformer.named_parameters() if ".lora_" not in n)
-    size = math.ceil(values * setup.frozen_dtype.itemsize / (setup.shards if model.shard_teachers else 1))
+    size = math.ceil(values * FROZEN_DTYPES[model.frozen_dtype].itemsize / (setup.shards if model.shard_teachers else 1))
     return [Item(name="teacher in turn", size=size, host=size * len(paths))]
 
 

@@ -82,11 +82,10 @@ def micro_case(setup: Setup, work: Workload) -> Case:
 
 def _case(setup: Setup, work: Workload, samples: int, prompts: int) -> Case:
     module: Any = setup.model
-    frozen = setup.frozen_dtype if getattr(module, "lora", None) is not None else torch.float32
     gathered = setup.gathered_dtype
     return Case(
         path=module.model_path,
-        precision=Precision(trained=gathered or torch.float32, frozen=gathered or frozen, text=setup.frozen_dtype),
+        precision=Precision(trained=gathered or torch.float32, frozen=gathered or setup.dtypes.transformer, text=setup.dtypes.text_encoder),
         size=module.image_size,
         samples=samples,
         prompts=prompts,

@@ -33,7 +33,7 @@ def sources(path: str) -> list[str]:
     if not directory.is_relative_to(CARDS):
         return []
     card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
-    said = [f"  {part:<14}{text}" for part, text in card.items()]
+    said = [f"  {part:<14}{text}" for part, text in card["dimensions"].items()]
     return [f"{path} is not downloaded; its dimensions are those of the card that ships with this project:", *said]
 
 

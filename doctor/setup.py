@@ -14,7 +14,7 @@ from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import WeightEMA
-from models.memory import FROZEN_DTYPES
+from models.memory import WeightDtypes
 
 #: strategies (last part of the class path) that give each rank a share of weights, gradients and optimizer
 SHARDING = ("FSDP2Strategy", "ModelParallelStrategy", "FSDPStrategy")
@@ -82,9 +82,10 @@ class Setup:
         return bool(self.changes.get("checkpointing", own or self.strategy_setting("activation_checkpointing")))
 
     @property
-    def frozen_dtype(self) -> torch.dtype:
-        """How weights that are not trained rest in memory."""
-        return FROZEN_DTYPES[getattr(self.model, "frozen_dtype", "float32")]
+    def dtypes(self) -> WeightDtypes:
+        """How the weights of a generator rest in memory, adapters aside."""
+        adapter = getattr(self.model, "lora", None) is not None
+        return WeightDtypes.kept(self.model.frozen_dtype, adapter=adapter)
 
     @property
     def gathered_dtype(self) -> torch.dtype | None:

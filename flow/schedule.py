@@ -9,7 +9,7 @@ Shapes: N samples, ... the latent dimensions, T denoising steps.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +52,12 @@ def shift_mu(image_tokens: int, config: Mapping[str, Any]) -> float:
 
 
 def sigma_schedule(
-    scheduler: Scheduler, num_steps: int, *, image_tokens: int, device: torch.device | str | None = None
+    scheduler: Scheduler,
+    num_steps: int,
+    *,
+    image_tokens: int,
+    sample_sigmas: Sequence[float] | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Make the noise levels that diffusers' Qwen-Image pipelines would step through.
 
@@ -60,20 +65,31 @@ def sigma_schedule(
         scheduler: a `FlowMatchEulerDiscreteScheduler` or its like; left as it is.
         num_steps: T.
         image_tokens: number of target latent tokens, for schedulers that shift by resolution.
+        sample_sigmas: the levels that a pipeline prescribes, T of them without the final 0, as a few-step variant does
+            (`model_index.json`). They replace the T equal steps and go through the scheduler like them.
         device: where to put the result; None is the CPU.
 
     Returns:
         Descending, float32, shape (T + 1,), the last one 0.
 
     Raises:
-        ValueError: for fewer than one step, or a scheduler that does not end in 0 or does not descend.
+        ValueError: for fewer than one step, another number of steps than `sample_sigmas` has, or a scheduler that does
+            not end in 0 or does not descend.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be from 1 up, received {num_steps}.")
+    if sample_sigmas is not None and len(sample_sigmas) != num_steps:
+        raise ValueError(
+            f"num_steps is {num_steps}, but the model prescribes {len(sample_sigmas)} noise levels (sample_sigmas in "
+            f"its model_index.json: {[round(float(s), 4) for s in sample_sigmas]}). Diffusers' pipeline steps through "
+            f"these, whatever number of steps it is asked for. Set num_steps to {len(sample_sigmas)}; or remove "
+            "sample_sigmas from model_index.json to train, and later sample, on another schedule."
+        )
     # A copy, so that a pipeline that owns the scheduler keeps its own schedule. Not rebuilt from its config:
     # that would forget a shift set afterwards.
     scheduler = copy.copy(scheduler)
-    scheduler.set_timesteps(sigmas=_unshifted(num_steps), mu=shift_mu(image_tokens, scheduler.config))
+    unshifted = _unshifted(num_steps) if sample_sigmas is None else list(sample_sigmas)
+    scheduler.set_timesteps(sigmas=unshifted, mu=shift_mu(image_tokens, scheduler.config))
     sigmas = scheduler.sigmas.to(dtype=torch.float32)
     if len(sigmas) != num_steps + 1 or sigmas[-1] != 0 or not bool((sigmas.diff() < 0).all()):
         raise ValueError(

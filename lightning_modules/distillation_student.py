@@ -47,6 +47,7 @@ from lightning_modules.velocity_gap import VelocityGap
 from models import ImageModel, load_image_model
 from models.loading import peek_sigmas
 from models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
+from models.native import native_sampling
 from rewards import Reward
 from strategies import distribute, is_sharded_run
 from strategies.gradients import over_ranks
@@ -159,7 +160,9 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
                 warnings.warn(
                     f"The teacher of '{idle}' is never asked: no training data are of its task.", stacklevel=2
                 )
-        if all(teacher.guidance.scale == 1 for teacher in self.teachers.values()):
+        native = native_sampling(self.model_path)
+        guided = native is None or native.guidance != 1
+        if guided and all(teacher.guidance.scale == 1 for teacher in self.teachers.values()):
             warnings.warn("No teacher is guided: the student learns no guidance with them.", stacklevel=2)
 
     @override

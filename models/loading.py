@@ -115,13 +115,24 @@ def peek_sigmas(path: str | Path, num_steps: int, *, image_size: tuple[int, int]
         float32 (T + 1,), from 1 down to 0.
 
     Raises:
-        ValueError: see `peek_grid`; a scheduler config that is missing.
+        ValueError: see `peek_grid`; a scheduler config that is missing; another number of steps than the model
+            prescribes (see `flow.schedule.sigma_schedule`).
     """
     grid, directory = peek_grid(path, image_size), config_directory(path)
     if not (directory / "scheduler" / "scheduler_config.json").is_file():
         raise ValueError(f"'{path}' has no scheduler/scheduler_config.json: the model directory is incomplete.")
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(directory), subfolder="scheduler")
-    return sigma_schedule(scheduler, num_steps, image_tokens=math.prod(grid))
+    return sigma_schedule(scheduler, num_steps, image_tokens=math.prod(grid), sample_sigmas=peek_sample_sigmas(path))
+
+
+def peek_sample_sigmas(path: str | Path) -> list[float] | None:
+    """The noise levels that a model's `model_index.json` prescribes, without the final 0; None where it has none.
+
+    Raises:
+        ValueError: see `check_model_path`.
+    """
+    family = FAMILIES[check_model_path(path)]
+    return family.sample_sigmas(_read_json(config_directory(path) / "model_index.json"))
 
 
 def _read_json(path: Path) -> dict:

@@ -72,9 +72,23 @@ class PipelineModel(ImageModel):
         """Height and width in latent tokens of an image of `size` pixels; see `token_grid`."""
         return self.token_grid(self.vae.config, size or self.image_size)
 
+    @classmethod
+    def sample_sigmas(cls, index: Mapping[str, Any]) -> list[float] | None:
+        """Noise levels that the pipeline's config prescribes in place of equal steps; None where it prescribes none.
+
+        Args:
+            index: the pipeline's config, which is also the content of its `model_index.json`.
+        """
+        return None
+
     def sigmas(self, num_steps: int, *, size: tuple[int, int] | None = None) -> Tensor:
         """See `ImageModel.sigmas`."""
-        return sigma_schedule(self._pipeline.scheduler, num_steps, image_tokens=math.prod(self.grid(size)))
+        return sigma_schedule(
+            self._pipeline.scheduler,
+            num_steps,
+            image_tokens=math.prod(self.grid(size)),
+            sample_sigmas=self.sample_sigmas(self._pipeline.config),
+        )
 
     @staticmethod
     def in_pieces(function: Callable[[Tensor], Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:

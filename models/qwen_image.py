@@ -31,8 +31,8 @@ from models.pipeline_model import PipelineModel, check_multiple
 if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
     from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
-#: height and width in pixels the released checkpoints are made for
-NATIVE_SIZE = (1024, 1024)
+#: height and width in pixels of what diffusers' pipelines make by default; the released models' own size is 1328 x 1328
+DEFAULT_SIZE = (1024, 1024)
 #: text tokens that `QwenImagePipeline` keeps of a prompt, behind the template
 MAX_TEXT_TOKENS = 512
 #: what the text encoder is given of a processor's output
@@ -62,7 +62,7 @@ class QwenImage(PipelineModel):
         self,
         pipeline: QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline,
         *,
-        image_size: tuple[int, int] = NATIVE_SIZE,
+        image_size: tuple[int, int] = DEFAULT_SIZE,
     ) -> None:
         super().__init__(pipeline, image_size=image_size)
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a 
 
 #: how many latent tokens one image slot of the vision-language encoder stands for
 TOKENS_A_SLOT = 4
-#: height and width in pixels the released checkpoint is made for
-NATIVE_SIZE = (1024, 1024)
+#: height and width in pixels of what diffusers' pipeline makes by default; the released model's own size is 2048 x 2048
+DEFAULT_SIZE = (1024, 1024)
 
 
 class QwenImage21(PipelineModel):
@@ -49,7 +49,7 @@ class QwenImage21(PipelineModel):
         "to_q", "to_k", "to_v", "to_out.0", "img_mlp.proj", "img_mlp.gate_layer", "img_mlp.out",
     )  # fmt: skip
 
-    def __init__(self, pipeline: QwenImage21Pipeline, *, image_size: tuple[int, int] = NATIVE_SIZE) -> None:
+    def __init__(self, pipeline: QwenImage21Pipeline, *, image_size: tuple[int, int] = DEFAULT_SIZE) -> None:
         super().__init__(pipeline, image_size=image_size)
         # The pipeline class assumes 16x; the VAE knows its own compression.
         pipeline.vae_scale_factor = self.vae.config.scale_factor_spatial
@@ -62,6 +62,11 @@ class QwenImage21(PipelineModel):
         compression = vae_config["scale_factor_spatial"]
         check_multiple(size, 2 * compression)
         return size[0] // compression, size[1] // compression
+
+    @classmethod
+    def sample_sigmas(cls, index: Mapping[str, Any]) -> list[float] | None:
+        """See `PipelineModel.sample_sigmas`: few-step variants prescribe theirs, and diffusers' pipeline follows."""
+        return index.get("sample_sigmas")
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""

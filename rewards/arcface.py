@@ -1,7 +1,7 @@
 """ArcFace through insightface, for photographs: an optional extra.
 
-Not run in this project's own tests, which have no access to its weights: they check what is passed to insightface, with
-a stand-in for it.
+The tests have no access to insightface's weights. They replace insightface by a stand-in that finds coloured squares,
+and check the whole way from pixels to scores.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ArcFaceEmbedder(FaceEmbedder):
             from insightface.app import FaceAnalysis
         except ImportError as error:
             raise ImportError(
-                "ArcFaceEmbedder needs insightface: run `pip install insightface onnxruntime`, or use another embedder "
-                f"(rewards.dlib_faces.DlibEmbedder needs no extra package). The import said: {error}"
+                "ArcFaceEmbedder needs insightface: run `pip install insightface onnxruntime`, or use another "
+                f"rewards.face.FaceEmbedder. The import said: {error}"
             ) from error
         self._app = FaceAnalysis(
             name=model, root=root, allowed_modules=["detection", "recognition"], providers=list(providers)

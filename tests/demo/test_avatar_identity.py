@@ -107,6 +107,13 @@ def test_what_shows_no_portrait_has_no_face(reward: FaceIdentityReward, sources:
     assert reward.score(_samples(sources, pieces)).eq(1).float().mean() > 0.9
 
 
+def test_a_face_does_not_depend_on_the_batch(reward: FaceIdentityReward, sources: torch.Tensor) -> None:
+    together = reward.embedder.faces(sources[:6])
+    for image, (face,) in zip(sources[:6], together, strict=True):
+        ((alone,),) = reward.embedder.faces(image[None])
+        torch.testing.assert_close(alone.embedding, face.embedding, atol=1e-5, rtol=0)
+
+
 def test_the_loss_is_arcface() -> None:
     generator = torch.Generator().manual_seed(1)
     embeddings = F.normalize(torch.randn(5, 8, generator=generator), dim=-1)

@@ -1,4 +1,4 @@
-"""Twenty planted misconfigurations of a real run: each is refused, with a message that says what to change."""
+"""Planted misconfigurations of a real run: each is refused, with a message that says what to change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ PLANTED = {
     ),
     "stochastic nft": (["--model.objective.kind=nft"], "Set it to 'ode'"),
     "gradient without noise": (["--model.rollout.transition=ode"], "Choose flow_sde, cps or dance"),
-    "guidance ignored": (["--model.rollout.cfg=none"], "Set guidance.scale to 1, or cfg to 'rollout_only'"),
+    "guidance ignored": (["--model.rollout.guidance.scale=2"], "Set guidance.scale to 1, or cfg to 'rollout_only'"),
+    "guidance of another family": (
+        ["--model.rollout.guidance.scale=4", "--model.rollout.cfg=rollout_only"],
+        "out of range for Qwen/Qwen-Image-2.1",
+    ),
     "window too large": (["--model.rollout.window.count=30"], "Set count between 1 and 16"),
     "group of one": (["--model.rollout.group_size=1"], "it must be at least 2"),
     "indivisible groups": (["--data.prompts_per_step=20"], "8 ranks cannot share evenly. Set it to"),
@@ -50,7 +54,10 @@ PLANTED = {
         "Use torch.optim.AdamW",
     ),
     "half an iteration": (["--model.objective.updates=2", "--trainer.max_steps=501"], "multiple of 2, such as 500"),
-    "rescaled guidance": (["--model.rollout.guidance.rescale=true"], "Set it to false"),
+    "rescaled guidance": (
+        ["--model.rollout.guidance.rescale=true", "--model.rollout.guidance.scale=2", "--model.rollout.cfg=both"],
+        "Set it to false",
+    ),
     "does not fit": (["--device=RTX4090"], "--fit 8xRTX4090 proposes"),
     "unknown device": (["--device=H100"], "Did you mean 'H100-80GB'"),
     "unshareable fit": (["--fit=5xH100-80GB"], "4 devices can"),

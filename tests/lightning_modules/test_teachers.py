@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,3 +264,17 @@ def test_guidance_below_1_is_refused() -> None:
 def test_settings_that_train_silently_wrong_are_refused(student, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         student(settings)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_unguided_teachers_are_warned_of_where_the_base_is_guided(native, student, t2i_teacher, monkeypatch) -> None:
+    """Qwen-Image 2.1 is sampled without guidance, so that its students have none to learn."""
+    module = student(teachers={"t2i": unguided(t2i_teacher)})
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(task_names=("t2i",)))
+    if native:
+        known = SimpleNamespace(guidance=1)
+        monkeypatch.setattr("lightning_modules.distillation_student.native_sampling", lambda _path: known)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        module.setup("fit")
+    assert any("No teacher is guided" in str(warning.message) for warning in said) is not native

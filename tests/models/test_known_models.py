@@ -44,5 +44,7 @@ def test_unknown_id_suggests_the_nearest_and_how_to_get_it() -> None:
 def test_every_card_says_where_its_numbers_come_from() -> None:
     assert set(FAMILIES) == {check_model_path(name) for name in known_models()}
     for name in known_models():
-        sources = json.loads((CARDS / name / "card.json").read_text(encoding="utf-8"))
-        assert set(sources) == {"transformer", "vae", "text_encoder", "scheduler"}
+        card = json.loads((CARDS / name / "card.json").read_text(encoding="utf-8"))
+        assert set(card) == {"dimensions", "sampling"}
+        assert set(card["dimensions"]) == {"transformer", "vae", "text_encoder", "scheduler"}
+        assert card["sampling"]["source"]

@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 
-from rewards.arcface import ArcFaceEmbedder
 from rewards.assignment import best_assignment
 from rewards.base import Reward, Samples
 from rewards.face import Face, FaceEmbedder, FaceIdentityReward, SimilarityAnchors
@@ -131,39 +128,3 @@ def test_bad_input_is_told_what_to_do() -> None:
         Face(box=(0, 0, 1, 1), embedding=torch.tensor([2.0, 0.0]))
     with pytest.raises(ValueError, match="norm nan"):
         Face(box=(0, 0, 1, 1), embedding=torch.tensor([torch.nan, 0.0]))
-    with pytest.raises(ValueError, match="multiple of 32, received 100"):
-        ArcFaceEmbedder(detection_size=100)
-
-
-def test_arcface_without_insightface_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "insightface", None)
-    monkeypatch.setitem(sys.modules, "insightface.app", None)
-    with pytest.raises(ImportError, match="pip install insightface onnxruntime"):
-        ArcFaceEmbedder()
-
-
-def test_arcface_gives_insightface_what_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:
-    class FaceAnalysis:
-        def __init__(self, **settings: object) -> None:
-            assert settings["name"] == "buffalo_l"
-            assert settings["allowed_modules"] == ["detection", "recognition"]
-
-        def prepare(self, ctx_id: int, det_size: tuple[int, int]) -> None:
-            self.det_size = det_size
-
-        def get(self, image: np.ndarray) -> list[types.SimpleNamespace]:
-            assert self.det_size == (320, 320)
-            assert image.dtype == np.uint8
-            assert image.shape == (6, 8, 3)
-            assert image.flags.c_contiguous
-            assert image[1, 2].tolist() == [51, 0, 255]  # blue, green, red
-            normed = np.array([0.6, 0.8], dtype=np.float32)
-            return [types.SimpleNamespace(bbox=np.array([1, 2, 3, 4.5], dtype=np.float32), normed_embedding=normed)]
-
-    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
-    monkeypatch.setitem(sys.modules, "insightface.app", types.SimpleNamespace(FaceAnalysis=FaceAnalysis))
-    image = torch.zeros(1, 3, 6, 8)
-    image[0, :, 1, 2] = torch.tensor([1.0, 0.0, 0.2])
-    ((face,),) = ArcFaceEmbedder(detection_size=320).faces(image)
-    assert face.box == (1.0, 2.0, 3.0, 4.5)
-    torch.testing.assert_close(face.embedding, torch.tensor([0.6, 0.8]))
