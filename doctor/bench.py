@@ -119,7 +119,7 @@ class _Pipeline(SimpleNamespace):
 
 @contextmanager
 def model_of(parts: Components, case: Case, layers: int) -> Iterator[tuple[PipelineModel, Meter]]:
-    """The generator around parts on the meta device, with so many of its blocks, and a meter that disregards weights."""
+    """The generator around parts on the meta device, with so many of its blocks; a meter that disregards weights."""
     blocks, transformer = parts.transformer.transformer_blocks, parts.transformer
     _cast(parts, case.precision)
     kind = check_model_path(case.path)

@@ -47,6 +47,7 @@ def compute_of(work: Workload, readings: Readings, *, micro_batch: int, guided_u
         cost["teacher"] = taught / micro_batch / branches
     phases = {}
     for phase in work.phases:
-        other = rollout.conditional.flops / work.rollout_batch if "rollout" in phase.name else update.forward.flops / pair
+        rolls = "rollout" in phase.name
+        other = rollout.conditional.flops / work.rollout_batch if rolls else update.forward.flops / pair
         phases[phase.name] = phase.evaluations * cost.get(phase.name, other)
     return Compute(phases=phases)

@@ -246,7 +246,8 @@ def _teachers(setup: Setup, parts: Components) -> list[Item]:
     if not paths:
         return []
     values = sum(p.numel() for n, p in parts.transformer.named_parameters() if ".lora_" not in n)
-    size = math.ceil(values * FROZEN_DTYPES[model.frozen_dtype].itemsize / (setup.shards if model.shard_teachers else 1))
+    a_value, shards = FROZEN_DTYPES[model.frozen_dtype].itemsize, setup.shards if model.shard_teachers else 1
+    size = math.ceil(values * a_value / shards)
     return [Item(name="teacher in turn", size=size, host=size * len(paths))]
 
 

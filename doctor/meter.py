@@ -152,7 +152,7 @@ def _makes_numbers(func: Any, tensors: list[Tensor]) -> bool:
 
 
 def _converted(tensor: Tensor, kwargs: dict) -> Tensor:
-    """`Tensor.to`: integers stay on the CPU; floats leave the meta device for nothing but a copy that holds no values."""
+    """`Tensor.to`: integers stay on the CPU, and so does what goes to the host, which holds no values there."""
     wanted = kwargs.get("device")
     dtype = kwargs.get("dtype") or tensor.dtype
     if tensor.is_meta:

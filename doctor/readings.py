@@ -85,7 +85,11 @@ def _case(setup: Setup, work: Workload, samples: int, prompts: int) -> Case:
     gathered = setup.gathered_dtype
     return Case(
         path=module.model_path,
-        precision=Precision(trained=gathered or torch.float32, frozen=gathered or setup.dtypes.transformer, text=setup.dtypes.text_encoder),
+        precision=Precision(
+            trained=gathered or torch.float32,
+            frozen=gathered or setup.dtypes.transformer,
+            text=setup.dtypes.text_encoder,
+        ),
         size=module.image_size,
         samples=samples,
         prompts=prompts,

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from torch import Tensor
 from typing_extensions import override
 
@@ -58,8 +59,8 @@ def stand_in_for_data(config: Any, directory: Path) -> list[str]:
     found = []
     arguments = (config or {}).get("init_args") or {}
     kind = _class(config) if arguments else None
-    for name, value in list(arguments.items()):
-        if hasattr(value, "get") and "class_path" in value:
+    for name, value in list(vars(arguments).items() if isinstance(arguments, Namespace) else arguments.items()):
+        if isinstance(value, (Namespace, dict)) and "class_path" in value:
             found += stand_in_for_data(value, directory)
         elif isinstance(value, str) and name.endswith("_file") and issubclass(kind, PromptDataModule):
             if Path(value).is_file():

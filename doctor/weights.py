@@ -112,8 +112,8 @@ def optimizer_bytes(make: Any) -> OptimizerBytes:
 def step_bytes(make: Any) -> float:
     """Bytes a value that a step makes for itself and drops again.
 
-    torch's own optimizers run on lists of tensors on a GPU (`foreach`), which takes a copy of them all; others are taken
-    to work in place.
+    torch's own optimizers run on lists of tensors on a GPU (`foreach`), which takes a copy of them all; others are
+    taken to work in place.
 
     Args:
         make: makes the optimizer from a list of parameters.
