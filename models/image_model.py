@@ -31,7 +31,8 @@ class Conditioning:
 
     Attributes:
         embeds: P text embeddings, each (L, D).
-        image_slots: P masks, each (L,), True where a token stands for a patch of a source image.
+        image_slots: P masks, each (L,), True where a token stands for a patch of a source image. On the CPU: they
+            decide shapes, which the host must know.
         target_grid: height and width of the target in latent tokens.
         source_grid: the same of the source image; None for text-to-image.
         source_latents: packed source images (P, S, C); None for text-to-image.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,9 +24,6 @@ from models.whole import first_rank
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-#: pixels that the VAE takes at a time: four images of 1024 x 1024, whose feature maps are gigabytes each
-VAE_PIXELS = 4 * 1024 * 1024
 
 
 class PipelineModel(ImageModel):
@@ -89,11 +86,6 @@ class PipelineModel(ImageModel):
             image_tokens=math.prod(self.grid(size)),
             sample_sigmas=self.sample_sigmas(self._pipeline.config),
         )
-
-    @staticmethod
-    def in_pieces(function: Callable[[Tensor], Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
-        """`function` of a batch of images of `size` pixels (or of their latents), at most `VAE_PIXELS` at a time."""
-        return torch.cat([function(piece) for piece in batch.split(max(1, VAE_PIXELS // math.prod(size)))])
 
     @classmethod
     def from_pretrained(

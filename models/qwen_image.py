@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 from models.image_model import Conditioning
 from models.images import to_uint8
 from models.memory import WeightDtypes
+from models.on_device import a_sample, samples_of, valid_tokens
 from models.pipeline_model import PipelineModel, check_multiple
+from models.vae import decode_frame, encode_frame, in_chunks
 
 if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
     from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
@@ -103,7 +106,7 @@ class QwenImage(PipelineModel):
                 f"This checkpoint is a {name}, which takes {wanted} with each prompt. Set model.model_path to {other}."
             )
         inputs = self._tokens(prompts) if images is None else self._tokens_and_pixels(prompts, images)
-        embeds, slots = self._embed(inputs.to(self.device))
+        embeds, slots = self._embed(inputs)
         return Conditioning(
             embeds=embeds,
             image_slots=slots,
@@ -137,19 +140,21 @@ class QwenImage(PipelineModel):
 
     def _embed(self, inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Last hidden states of each prompt's own tokens behind the template, and which stand for the source."""
-        pipe, ids, kept = self._pipeline, inputs["input_ids"], inputs["attention_mask"].bool()
+        pipe, ids = self._pipeline, inputs["input_ids"]
+        # Where each prompt's tokens are is known on the host, so the device isn't asked.
+        spans = [_span(mask) for mask in inputs["attention_mask"].tolist()]
         # These alone, as diffusers passes them: token types that a processor adds would move the rotary positions.
-        given = {name: inputs[name] for name in ENCODER_INPUTS if name in inputs}
+        given = {name: inputs[name].to(self.device) for name in ENCODER_INPUTS if name in inputs}
         hidden = self.text_encoder.model(**given, use_cache=False).last_hidden_state
         drop, slot = pipe.prompt_template_encode_start_idx, pipe.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        embeds = tuple(states[mask][drop:] for states, mask in zip(hidden, kept, strict=True))
-        return embeds, tuple((row[mask] == slot)[drop:] for row, mask in zip(ids, kept, strict=True))
+        embeds = tuple(states[span][drop:] for states, span in zip(hidden, spans, strict=True))
+        return embeds, tuple((row[span] == slot)[drop:] for row, span in zip(ids, spans, strict=True))
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`."""
         pixels = (images * 2 - 1)[:, :, None].to(self.vae.dtype)
-        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        modes = in_chunks(partial(encode_frame, self.vae), pixels, tuple(images.shape[2:]))
         latents = (modes - self.latents_mean) / self.latents_std
         samples, channels, _, height, width = latents.shape
         return self._pipeline._pack_latents(latents, samples, channels, height, width)
@@ -161,7 +166,7 @@ class QwenImage(PipelineModel):
         self.grid((height, width))  # refuse an impossible size
         spatial = self._pipeline._unpack_latents(latents, height, width, self._pipeline.vae_scale_factor)
         scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
-        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :, 0], scaled, (height, width))
+        images = in_chunks(partial(decode_frame, self.vae), scaled, (height, width))[:, :, 0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation
@@ -178,18 +183,15 @@ class QwenImage(PipelineModel):
         rows, dtype = conditioning.rows.tolist(), self.transformer.dtype
         hidden, shapes = latents, [(1, *conditioning.target_grid)]
         if conditioning.source_latents is not None and conditioning.source_grid is not None:
-            hidden = torch.cat([hidden, conditioning.source_latents[rows].to(hidden.dtype)], dim=1)
+            hidden = torch.cat([hidden, samples_of(conditioning.source_latents, rows).to(hidden.dtype)], dim=1)
             shapes.append((1, *conditioning.source_grid))
         embeds = [conditioning.embeds[row] for row in rows]
-        lengths = torch.tensor([len(e) for e in embeds], device=latents.device)
         text = pad_sequence(embeds, batch_first=True)
-        place = torch.arange(text.shape[1], device=latents.device)
-        valid = None if bool((lengths == text.shape[1]).all()) else place < lengths[:, None]
         output = self.transformer(
             hidden_states=hidden.to(dtype),
             encoder_hidden_states=text.to(dtype),
-            encoder_hidden_states_mask=valid,
-            timestep=torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(samples),
+            encoder_hidden_states_mask=valid_tokens([len(e) for e in embeds], latents.device),
+            timestep=a_sample(sigma, latents),
             img_shapes=[shapes] * samples,
             return_dict=False,
         )[0]
@@ -203,3 +205,9 @@ class QwenImage(PipelineModel):
         from diffusers import DiffusionPipeline
 
         return DiffusionPipeline.from_pretrained(str(path), dtype=dtypes.by_component(), **parts)
+
+
+def _span(mask: list[int]) -> slice:
+    """Where a padded row holds tokens; padding is on one side."""
+    start = mask.index(1)
+    return slice(start, start + sum(mask))

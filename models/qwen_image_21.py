@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,9 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from models.image_model import Conditioning
 from models.images import to_rgba, to_uint8
 from models.memory import WeightDtypes
+from models.on_device import a_sample, mask_on, samples_of
 from models.pipeline_model import PipelineModel, check_multiple
 from models.qwen_image_21_flops import forward_flops
-from models.qwen_image_21_prefix import Prefix
+from models.qwen_image_21_prefix import BatchCache, Prefix
+from models.vae import decode_frame, encode_frame, in_chunks
 
 if TYPE_CHECKING:  # diffusers' pipelines take seconds to import, and to plan a run nothing of them is needed
     from diffusers import QwenImage21Pipeline
@@ -97,12 +100,13 @@ class QwenImage21(PipelineModel):
         inputs: dict[str, object] = {"text": [template.format(p or " ") for p in prompts]}
         if images is not None:
             inputs["images"] = [Image.fromarray(image) for image in to_uint8(images)]
-        batch = pipe.processor(**inputs, padding=True, padding_side="left", return_tensors="pt").to(device)
-        hidden = self._last_hidden_state(dict(batch))
-        ids, kept = batch["input_ids"], batch["attention_mask"].bool()
-        drop = pipe._drop_idx  # the system message, which the transformer never reads
-        embeds = tuple(hidden[i][kept[i]][drop:] for i in range(len(prompts)))
-        slots = tuple((ids[i][kept[i]] == pipe._img_token_id)[drop:] for i in range(len(prompts)))
+        batch = pipe.processor(**inputs, padding=True, padding_side="left", return_tensors="pt")
+        ids, starts = batch["input_ids"], (batch["attention_mask"] == 0).sum(dim=1)
+        hidden = self._last_hidden_state(dict(batch.to(device)))
+        # The transformer never reads the system message. Counts and slots stay on the host, which needs them.
+        starts = (starts + pipe._drop_idx).tolist()
+        embeds = tuple(states[start:] for states, start in zip(hidden, starts, strict=True))
+        slots = tuple((row == pipe._img_token_id)[start:] for row, start in zip(ids, starts, strict=True))
         return embeds, slots
 
     def _last_hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -120,7 +124,7 @@ class QwenImage21(PipelineModel):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
         pixels = to_rgba(images).to(self.vae.dtype)
-        modes = self.in_pieces(lambda p: self.vae.encode(p).latent_dist.mode(), pixels, tuple(images.shape[2:]))
+        modes = in_chunks(partial(encode_frame, self.vae), pixels, tuple(images.shape[2:]))
         latents = (modes - self.latents_mean) / self.latents_std
         return latents.flatten(2).transpose(1, 2)
 
@@ -129,7 +133,7 @@ class QwenImage21(PipelineModel):
         """See `ImageModel.decode`."""
         spatial = latents.transpose(1, 2).unflatten(2, (1, *self.grid(size)))
         scaled = (spatial * self.latents_std + self.latents_mean).to(self.vae.dtype)
-        images = self.in_pieces(lambda z: self.vae.decode(z).sample[:, :3, 0], scaled, size or self.image_size)
+        images = in_chunks(partial(decode_frame, self.vae), scaled, size or self.image_size)[:, :3, 0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     # ----------------------------------------------------------------- the denoising evaluation
@@ -143,7 +147,7 @@ class QwenImage21(PipelineModel):
         """See `ImageModel.velocity`. One forward for the prefixes and one for the targets, or a single joint one."""
         if latents.shape[0] != len(conditioning):
             raise ValueError(f"{latents.shape[0]} latents for a conditioning of {len(conditioning)} samples.")
-        sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(latents.shape[0])
+        sigmas = a_sample(sigma, latents)
         rows = conditioning.rows.tolist()
         if conditioning.prefix is not None:
             return self._target_velocity(latents, sigmas, conditioning, rows, conditioning.prefix)
@@ -161,8 +165,8 @@ class QwenImage21(PipelineModel):
         cache = QwenImage21KVCache(len(self.transformer.transformer_blocks))
         smallest = replace(conditioning, target_grid=(2, 2))
         blank = torch.zeros(len(prompts), TOKENS_A_SLOT, self.transformer.config.in_channels, device=self.device)
-        self._forward(blank, blank.new_zeros(len(prompts)), smallest, prompts, cache)
-        text = [int((~conditioning.image_slots[p]).sum()) for p in prompts]
+        self._forward(blank, blank.new_zeros(len(prompts)), smallest, prompts, cache, "extract")
+        text = [int((~conditioning.image_slots[p]).sum()) for p in prompts]  # on the CPU: no wait
         source = conditioning.source_grid or (0, 0)
         return Prefix(
             cache=cache,
@@ -178,13 +182,13 @@ class QwenImage21(PipelineModel):
         """Velocity of samples whose prefixes are known."""
         batch = prefix.batch(rows)
         if batch.valid is None:
-            return self._forward(latents, sigmas, conditioning, rows, batch.cache, cached=True)
+            return self._forward(latents, sigmas, conditioning, rows, batch, "cached")
         # Padded prefixes: to the transformer they are so many tokens of text, whatever is in them.
         channels = self.transformer.config.context_in_dim
         text = torch.zeros(*batch.valid.shape, channels, dtype=self.transformer.dtype, device=latents.device)
-        slots = batch.valid.new_zeros(batch.valid.shape[1])
+        slots = torch.zeros(batch.valid.shape[1], dtype=torch.bool)
         return self._transform(
-            latents, sigmas, text, slots, [(1, *conditioning.target_grid)], batch.cache, "cached", batch.valid
+            latents, sigmas, text, slots, [(1, *conditioning.target_grid)], batch, "cached", batch.valid
         )
 
     def _forward(
@@ -193,18 +197,16 @@ class QwenImage21(PipelineModel):
         sigmas: Tensor,
         conditioning: Conditioning,
         rows: list[int],
-        cache: QwenImage21KVCache | None = None,
-        *,
-        cached: bool = False,
+        cache: QwenImage21KVCache | BatchCache | None = None,
+        mode: str | None = None,
     ) -> Tensor:
         """Samples with their own text, padded on the right to the longest, which only the extraction may be."""
         hidden, shapes = latents, [(1, *conditioning.target_grid)]
         if conditioning.source_latents is not None and conditioning.source_grid is not None:
-            hidden = torch.cat([conditioning.source_latents[rows].to(hidden.dtype), hidden], dim=1)
+            hidden = torch.cat([samples_of(conditioning.source_latents, rows).to(hidden.dtype), hidden], dim=1)
             shapes.insert(0, (1, *conditioning.source_grid))
         text = pad_sequence([conditioning.embeds[row] for row in rows], batch_first=True)
         slots = max((conditioning.image_slots[row] for row in rows), key=len)
-        mode = None if cache is None else ("cached" if cached else "extract")
         return self._transform(hidden, sigmas, text, slots, shapes, cache, mode, None)[:, -latents.shape[1] :]
 
     def _transform(
@@ -214,7 +216,7 @@ class QwenImage21(PipelineModel):
         text: Tensor,
         slots: Tensor,
         shapes: list[tuple[int, int, int]],
-        cache: QwenImage21KVCache | None,
+        cache: QwenImage21KVCache | BatchCache | None,
         mode: str | None,
         valid: Tensor | None,
     ) -> Tensor:
@@ -226,7 +228,7 @@ class QwenImage21(PipelineModel):
             encoder_hidden_states_mask=valid,
             timestep=sigmas,
             img_shapes=[shapes] * samples,
-            img_mask=torch.cat([slots, slots.new_ones(target_slots)]).expand(samples, -1),
+            img_mask=mask_on(hidden.device, slots.tolist() + target_slots * [True]).expand(samples, -1),
             kv_cache=cache,
             kv_cache_mode=mode,
             return_dict=False,
