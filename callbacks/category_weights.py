@@ -93,7 +93,7 @@ class CategoryWeightCalibration(Callback):
         for task in self.source.tables:
             totals = self._totals(task, pl_module.last_iteration)
             # of all ranks, or each would weigh differently
-            totals = trainer.strategy.reduce(totals.to(pl_module.device), reduce_op="sum").cpu()
+            totals = trainer.strategy.reduce(totals.to(trainer.strategy.root_device), reduce_op="sum").cpu()
             self.move(task, *totals)
 
     def move(self, task: str, sums: Tensor, counts: Tensor) -> None:

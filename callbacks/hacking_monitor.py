@@ -132,15 +132,13 @@ class HackingMonitor(Callback):
     def _prompts(self, trainer: Trainer) -> tuple[Prompts, ...]:
         if trainer.datamodule is None:
             raise ValueError("HackingMonitor takes its panel from the data module's validation prompts; there is none.")
-        parts = panel_prompts(trainer.datamodule.val_dataloader(), self.prompts)
-        return tuple(part.to(trainer.strategy.root_device) for part in parts)
+        return panel_prompts(trainer.datamodule.val_dataloader(), self.prompts)
 
     # ----------------------------------------------------------------- one look
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with pl_module.clock.phase("monitor"):
-            # The first rank's view is everybody's: a decision to stop must be the same on all of them.
-            look = trainer.strategy.broadcast(self.panel.look(score=trainer.is_global_zero))
+            look = self.panel.look()  # the same on every rank, and with it every decision
             self.looks.append(look)
             values = self._values(look)
             if self.rollouts and trainer.is_global_zero and pl_module.last_iteration is not None:

@@ -45,12 +45,12 @@ class ImageWriter(Callback):
 
     @override
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        if trainer.is_global_zero:  # every rank draws all of them
+        if trainer.is_global_zero:  # every rank has all of them
             self.write(pl_module.drawn)
 
     @override
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        if trainer.is_global_zero:  # every rank draws all of them
+        if trainer.is_global_zero:  # every rank has all of them
             self.write(pl_module.drawn)
 
     def write(self, drawn: Drawn) -> None:

@@ -13,7 +13,7 @@ from models import ImageModel
 
 
 class PhaseTimer(Callback):
-    """Logs where the time of a step goes, for modules that keep a `PhaseClock`.
+    """Logs where the time of a step goes, for modules that keep a `PhaseClock`, which says whose time it is.
 
     Logs `time/<phase>_s`, `time/step_s` and `time/images_per_s`; and, where the module's generator counts its
     floating-point operations, `time/tflops` and `time/<phase>_tflops`: 10^12 operations a second that the model's
@@ -33,6 +33,8 @@ class PhaseTimer(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.clock.follow(trainer.strategy.root_device)
+
         def count(flops: float) -> None:
             self._flops[pl_module.clock.current] += flops
 
@@ -55,8 +57,8 @@ class PhaseTimer(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        seconds, images = pl_module.clock.drain()  # waits for the device, whose work belongs to the step
         total = time.perf_counter() - self._start
-        seconds, images = pl_module.clock.drain()
         values = {f"time/{phase}_s": spent for phase, spent in seconds.items()}
         values |= {"time/step_s": total, "time/images_per_s": images / total}
         if self._flops:

@@ -71,9 +71,8 @@ class UpdateProbe(Callback):
         # Not by `log_dict`, which would write the last values again at every iteration without a probe.
         for logger in trainer.loggers:
             logger.log_metrics({f"probe/{name}": float(value) for name, value in values.items()}, step=iteration)
-        # Ranks must agree, or one would stop alone: remote rewards may answer them differently.
-        down = trainer.strategy.reduce_boolean_decision(probe.not_uphill, all=True)
-        self.downhill = self.downhill + 1 if down else 0
+        # Every rank has the rewards of all prompts, so all of them decide alike.
+        self.downhill = self.downhill + 1 if probe.not_uphill else 0
         if self.downhill >= self.patience:
             self._alert(trainer, iteration, probe)
 

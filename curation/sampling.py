@@ -1,10 +1,15 @@
 """Rolling out groups of the base and scoring them: as a part of a run, or as one of its own on any number of ranks.
 
+Ranks take turns at the batches, so a batch, and with it every bit of its scores, is the same on any number of ranks.
+What FSDP2 gathers, all ranks gather together: each encodes as often as the others and gathers the transformer once a
+turn, even where it has fewer prompts left, or none.
+
 Shapes: P prompts, G images a prompt, K rewards.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +28,10 @@ from datamodules.prompts import PromptDataModule
 from lightning_modules import GRPOPolicy
 from lightning_modules.sampling import group_rollout
 from lightning_modules.scoring import samples_of, score_all
+from lightning_modules.shares import raised_everywhere
 from lightning_modules.windows import steps_of_iteration
 from rewards import Reward
-from strategies.sharding import gather, release
+from strategies.sharding import gathered
 
 #: the noise of curation is that of an iteration before the first: training never sees these images again
 CURATION_STEP = -1
@@ -49,43 +55,66 @@ def provenance_of(policy: GRPOPolicy, task: str, members: int) -> Provenance:
 
 
 @torch.no_grad()
-def score_groups(policy: GRPOPolicy, prompts: Prompts, members: int) -> Tensor:
+def score_groups(
+    policy: GRPOPolicy, prompts: Prompts, members: int, *, batch_size: int | None = None, own: bool = True
+) -> Tensor:
     """Roll out `members` images a prompt by the rollout's own settings and score them.
 
     The noise is keyed by (seed, prompt id, member): neither the batch nor the rank changes an image but by rounding.
 
+    Args:
+        policy: with its model configured.
+        prompts: of this rank.
+        members: G.
+        batch_size: prompts of the longest batch of all ranks; None is this one's length.
+        own: false on a rank that is out of batches: it only takes part in what the ranks do together.
+
     Returns:
-        raw scores of every reward of the task, NaN where masked, float32 (P, G, K).
+        Raw scores of every reward of the task, NaN where masked, float32 (P, G, K); all NaN if the prompts are not own.
+
+    Raises:
+        Exception: what a reward raised; on ranks without an error of their own, what `raised_everywhere` does.
     """
-    settings = policy.rollout_settings
+    settings, model, device = policy.rollout_settings, policy.model, policy.compute_device
     steps: tuple[int, ...] = ()
     if policy.objective.uses_window:
         steps = steps_of_iteration(settings.window, settings.num_steps, iteration=0, seed=policy.seed)
-    training = policy.model.transformer.training
-    policy.model.transformer.eval()
-    scores = []
-    for part in prompts.parts(max(1, settings.batch_size // members)):
-        trajectory = group_rollout(
-            policy.model,
-            policy.sampler,
-            part,
-            policy.sampler.encode(policy.model, part.texts, part.sources),
-            group_size=members,
-            step=CURATION_STEP,
-            transition=settings.transition,
-            noise_level=settings.noise_level,
-            stochastic_steps=steps,
-            shared_noise=settings.shared_noise,
-        )
-        repeated = part.repeat_interleave(members)
-        samples = samples_of(repeated, policy.model.decode(trajectory.latents))
-        scores.append(score_all(task_rewards(policy, prompts.task), samples).view(len(part), members, -1))
-    policy.model.transformer.train(training)
-    return torch.cat(scores)
+    training = model.transformer.training
+    model.transformer.eval()
+    prompts = prompts.to(device)
+    chunks = policy.sampler.encode_chunks(model, prompts, members=members)
+    for _ in range(policy.sampler.count_chunks(batch_size or 0, members=members) - len(chunks)):
+        policy.sampler.encode(model, prompts.texts[:1], None if prompts.sources is None else prompts.sources[:1])
+    with gathered(model.transformer):
+        latents = [
+            group_rollout(
+                model,
+                policy.sampler,
+                chunk.prompts,
+                chunk.branches,
+                group_size=members,
+                step=CURATION_STEP,
+                transition=settings.transition,
+                noise_level=settings.noise_level,
+                stochastic_steps=steps,
+                shared_noise=settings.shared_noise,
+            ).latents
+            for chunk in (chunks if own else ())
+        ]
+    model.transformer.train(training)
+    rewards = task_rewards(policy, prompts.task)
+    scores = torch.full((len(prompts) * members, len(rewards)), torch.nan)
+    with raised_everywhere():
+        if own:
+            images = policy.sampler.decode(model, torch.cat(latents), members=members).to(device)
+            scores = score_all(rewards, samples_of(prompts.repeat_interleave(members), images))
+    return scores.view(len(prompts), members, -1)
 
 
 class PendingBatches(IterableDataset):
-    """This rank's share of the batches without scores, each read when it is due.
+    """This rank's turns: batches without scores, each read when it is due, and whether the batch is the rank's own.
+
+    Every rank has as many turns as the others. On a rank that is out of batches the last turn has another rank's.
 
     Args:
         table: all prompts.
@@ -95,13 +124,15 @@ class PendingBatches(IterableDataset):
     """
 
     def __init__(self, table: PromptTable, batches: list[list[int]], rank: int, world_size: int) -> None:
-        self.table, self.batches = table, batches[rank::world_size]
+        self.table, self.batches, self.rank, self.world_size = table, batches, rank, world_size
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return math.ceil(len(self.batches) / self.world_size)
 
-    def __iter__(self) -> Iterator[Prompts]:
-        return map(self.table.select, self.batches)
+    def __iter__(self) -> Iterator[tuple[Prompts, bool]]:
+        for number in range(self.rank, len(self) * self.world_size, self.world_size):
+            own = number < len(self.batches)
+            yield self.table.select(self.batches[number if own else -1]), own
 
 
 class CurationRun(LightningModule):
@@ -112,7 +143,7 @@ class CurationRun(LightningModule):
         data: whose training prompts are scored.
         path: of the file of scores.
         members: G; None for the rollout's own group size.
-        batch_size: prompts a batch, the unit that is kept and that ranks share.
+        batch_size: prompts a batch, the unit that is kept and at which ranks take turns.
     """
 
     def __init__(
@@ -123,6 +154,8 @@ class CurationRun(LightningModule):
         self.members = members or policy.rollout_settings.group_size
         self.batch_size = batch_size
         self.parts: PartFiles | None = None
+        #: prompts of the longest batch of any rank
+        self.longest = 0
 
     def is_complete(self) -> bool:
         """Tell whether the file has scores of every prompt, made with what this run has: then no model need load.
@@ -155,25 +188,25 @@ class CurationRun(LightningModule):
         if "error" in found:
             raise ValueError(found["error"])
         self.parts = self.parts or self._files(found["provenance"])
-        share = PendingBatches(self.table, found["batches"], self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(share, batch_size=None)
+        self.longest = max(map(len, found["batches"]), default=0)
+        turns = PendingBatches(self.table, found["batches"], self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(turns, batch_size=None)
 
     @override
-    def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
-        return batch.to(device)
+    def transfer_batch_to_device(
+        self, batch: tuple[Prompts, bool], device: torch.device, dataloader_idx: int
+    ) -> tuple[Prompts, bool]:
+        return batch  # moved where it is scored; Lightning's own transfer refuses frozen dataclasses
 
     @override
-    def predict_step(self, batch: Prompts, batch_idx: int) -> None:
-        scores = score_groups(self.policy, batch, self.members)
-        self.parts.write(batch.ids, list(task_rewards(self.policy, self.task)), scores)
-
-    @override
-    def on_predict_start(self) -> None:
-        gather(self.policy.model)  # text encoder included: ranks have different numbers of batches, and of forwards
+    def predict_step(self, batch: tuple[Prompts, bool], batch_idx: int) -> None:
+        prompts, own = batch
+        scores = score_groups(self.policy, prompts, self.members, batch_size=self.longest, own=own)
+        if own:
+            self.parts.write(prompts.ids, list(task_rewards(self.policy, self.task)), scores)
 
     @override
     def on_predict_end(self) -> None:
-        release(self.policy.model)
         self.trainer.strategy.barrier("curation")
         if self.trainer.global_rank == 0:
             self.parts.finish()
@@ -182,11 +215,10 @@ class CurationRun(LightningModule):
 def sample_in_place(
     trainer: Trainer, policy: GRPOPolicy, data: PromptDataModule, path: str, *, batch_size: int
 ) -> None:
-    """Make the scores inside a run that is about to train, before its first batch: every rank takes its share."""
+    """Make the scores inside a run that is about to train, before its first batch."""
     run = CurationRun(policy, data, path, batch_size=batch_size)
     run.trainer = trainer
     batches = run.predict_dataloader().dataset
-    run.on_predict_start()
     for batch in tqdm(batches, desc="curation", unit="batch", disable=trainer.global_rank != 0):
-        run.predict_step(batch.to(policy.device), 0)
+        run.predict_step(batch, 0)
     run.on_predict_end()

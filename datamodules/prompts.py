@@ -96,7 +96,7 @@ class PromptDataModule(StreamedDataModule):
         validation_file: fixed prompts that are sampled with fixed noise as training goes on.
         test_file: held-out prompts for `test` and `predict`.
         prompts_per_step: prompts of one iteration, over all ranks.
-        eval_batch_size: prompts sampled at a time in `validate`, `test` and `predict`.
+        eval_batch_size: prompts sampled at a time in `validate`, `test` and `predict`, over all ranks.
         max_train: use at most so many training prompts, always the same; None for all.
         max_validation: the same for validation prompts.
         max_test: the same for test prompts.

@@ -107,9 +107,6 @@ def _always(setup: Setup, parts: Components) -> Iterator[Item]:
         yield shared(name, values * FLOAT)
     yield from _teachers(setup, parts)
     yield shared("text encoder", count(parts.text_encoder.parameters()) * text)
-    if shards > 1:  # the root of a sharded module stays whole once a forward has gathered it
-        embedding = count(parts.text_encoder.get_input_embeddings().parameters())
-        yield Item(name="text encoder's gathered embedding", size=embedding * text)
     yield Item(name="VAE", size=count(parts.vae.parameters()) * FLOAT)
     yield from _local_rewards(model)
 
@@ -135,13 +132,15 @@ class _Moments:
 
     def _rollout(self) -> Iterator[Moment]:
         readings, states, whole = self.readings, self._states(), self._whole()
-        blocks = _largest(self.parts.text_encoder.model.language_model.layers)
-        gathered = 2 * blocks * self.setup.dtypes.text_encoder.itemsize if self.setup.shards > 1 else 0
+        encoder = self.parts.text_encoder
+        # Under sharding: this layer and the next one, and the embedding, which belongs to the root.
+        at_once = 2 * _largest(encoder.model.language_model.layers) + count(encoder.get_input_embeddings().parameters())
+        gathered = at_once * self.setup.dtypes.text_encoder.itemsize if self.setup.shards > 1 else 0
         yield Moment(
             name="encode prompts",
             items=(
                 states,
-                Item(name="two gathered layers", size=gathered),
+                Item(name="gathered layers and embedding", size=gathered),
                 Item(name="text encoder's tensors", size=readings.text.peak),
             ),
         )

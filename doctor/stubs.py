@@ -18,7 +18,7 @@ from models.vision_language import check_vlm_path
 from rewards import Reward, Samples
 from rewards.rubrics import Rubric
 from rewards.spec import RewardSpec
-from rewards.vlm import DTYPES
+from rewards.vlm import VLMDtype, planned_dtype
 
 
 class PlannedVLMReward(Reward):
@@ -28,18 +28,18 @@ class PlannedVLMReward(Reward):
         path: the export.
         dimension: which of its rubrics to judge by.
         rubric: the rubric that is expected.
-        dtype: of the weights.
+        dtype: of the weights; the plan is for a GPU.
         **_others: settings that a plan does not need.
     """
 
     def __init__(
-        self, path: str, dimension: str, rubric: str | None = None, dtype: str = "float32", **_others: Any
+        self, path: str, dimension: str, rubric: str | None = None, dtype: VLMDtype = "auto", **_others: Any
     ) -> None:
         check_vlm_path(path)
         expected = None if rubric is None else Rubric.load(rubric)
         self.rubric = RewardSpec.read(path).rubric(dimension, expected=expected, path=path)
         self.path = path
-        self.planned_bytes = count(build_vlm(path).parameters()) * DTYPES[dtype].itemsize
+        self.planned_bytes = count(build_vlm(path).parameters()) * planned_dtype(dtype, on_gpu=True).itemsize
 
     @override
     def score(self, samples: Samples) -> Tensor:

@@ -124,21 +124,21 @@ def workload_of(setup: Setup) -> Workload | None:
 
 
 def _drawings(setup: Setup) -> tuple[Drawing, ...]:
-    """What the callbacks and validation draw, at most so many at a time as a rollout."""
+    """What a rank draws for the callbacks and validation: its share, at most as many images at a time as a rollout."""
     settings = getattr(setup.model, "rollout_settings", None) or setup.model.distillation_settings
     parts = tasks(setup.data).values()
     batch = max((getattr(part, "eval_batch_size", 1) for part in parts), default=1)
     found = []
 
     def add(name: str, prompts: int, members: int) -> None:
-        prompts = max(1, min(prompts, settings.batch_size // members))
+        prompts = max(1, min(math.ceil(prompts / setup.ranks), settings.batch_size // members))
         found.append(Drawing(name=name, prompts=prompts, samples=prompts * members))
 
     for callback in setup.callbacks:
         if isinstance(callback, UpdateProbe):
-            add("probe", min(batch, callback.prompts), 1)
+            add("probe", callback.prompts, 1)
         elif isinstance(callback, HackingMonitor):
-            add("monitor", math.ceil(callback.prompts / setup.ranks), callback.members)
+            add("monitor", callback.prompts, callback.members)
     if setup.data is not None and setup.trainer.get("limit_val_batches") != 0:
         add("validation", batch, setup.model.val_members)
     return tuple(found)

@@ -44,6 +44,11 @@ class Guidance:
         """Tell whether a step at noise level `sigma` needs the unconditional velocity at all."""
         return self.scale != 1 and self.low < sigma <= self.high
 
+    def active_rows(self, sigma: Tensor) -> Tensor:
+        """As `active` for several noise levels, bool (N,) from float (N,), without bringing them to the host."""
+        level = sigma.double()  # as the host compares: 0.6 in float32 lies above 0.6
+        return (level > self.low) & (level <= self.high) & (self.scale != 1)
+
 
 def guide(cond: Tensor, uncond: Tensor, scale: float, *, rescale: bool = False) -> Tensor:
     """Combine the conditional and the unconditional velocity.

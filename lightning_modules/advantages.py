@@ -17,6 +17,7 @@ from datamodules.batches import Prompts
 from flow.advantages import group_advantages
 from lightning_modules.hooks import GroupGate, WeightSource
 from lightning_modules.settings import ObjectiveSettings
+from lightning_modules.shares import gather_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,32 @@ class Scored:
     """Samples of one piece with what is known of them before they are scored.
 
     Attributes:
-        samples: one entry a sample, length N.
+        prompts: on the host, P of them.
+        members: images a prompt, side by side; N is P times as many.
         scores: waits for the raw scores (N, K).
     """
 
-    samples: Prompts
+    prompts: Prompts
+    members: int
     scores: Callable[[], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.members
+
+    @property
+    def groups(self) -> Tensor:
+        """Group of each sample, int64 (N,)."""
+        return self.prompts.groups.repeat_interleave(self.members)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Category of each sample, length N."""
+        return tuple(category for category in self.prompts.categories for _ in range(self.members))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task of each sample, length N."""
+        return (self.prompts.task,) * len(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +94,6 @@ class Advantages:
         reward_names: K names.
         weight_source: the rewards' weights.
         gates: refuse groups.
-        device: through which ranks exchange scores.
     """
 
     def __init__(
@@ -84,11 +104,10 @@ class Advantages:
         reward_names: Sequence[str],
         weight_source: WeightSource,
         gates: Sequence[GroupGate],
-        device: torch.device,
     ) -> None:
         self.settings, self.objective = settings, objective
         self.reward_names, self.weight_source = tuple(reward_names), weight_source
-        self.gates, self.device = gates, device
+        self.gates = gates
 
     def in_turn(self, pieces: Sequence[Scored]) -> Iterator[Outcome]:
         """The outcomes of `pieces`, in their order whichever scores are there first: sums must not depend on it."""
@@ -97,7 +116,7 @@ class Advantages:
                 yield self._outcome([piece])
             return
         whole = self._outcome(pieces)
-        sizes = [len(piece.samples) for piece in pieces]
+        sizes = [len(piece) for piece in pieces]
         columns = [getattr(whole, name).split(sizes) for name in ("scores", "weights", "groups", "advantages")]
         for scores, weights, groups, advantages in zip(*columns, strict=True):
             yield Outcome(scores=scores, weights=weights, groups=groups, advantages=advantages)
@@ -105,12 +124,14 @@ class Advantages:
     def _outcome(self, pieces: Sequence[Scored]) -> Outcome:
         """Scores of some pieces joined, and the advantages of the groups in them."""
         scores = torch.cat([piece.scores() for piece in pieces])
-        weights = torch.cat([self._weights(piece.samples) for piece in pieces])
-        groups = torch.cat([piece.samples.groups for piece in pieces])
+        weights = torch.cat(
+            [self.weight_source.weights(piece.categories, piece.tasks, self.reward_names) for piece in pieces]
+        )
+        groups = torch.cat([piece.groups for piece in pieces])
         own = slice(None)
         everyone = scores, weights, groups
         if self.settings.batch_normalise or self.gates:
-            everyone = tuple(gather_ranks(values, self.device) for values in everyone)
+            everyone = tuple(gather_ranks(values) for values in everyone)
             rank = dist.get_rank() if dist.is_initialized() else 0
             own = slice(rank * len(scores), (rank + 1) * len(scores))
         advantages = group_advantages(
@@ -125,21 +146,3 @@ class Advantages:
         for gate in self.gates:
             advantages = advantages.where(gate.keep(*everyone), 0.0)
         return Outcome(scores=scores, weights=weights, groups=groups, advantages=advantages[own])
-
-    def _weights(self, samples: Prompts) -> Tensor:
-        return self.weight_source.weights(samples.categories, [samples.task] * len(samples), self.reward_names)
-
-
-def gather_ranks(values: Tensor, device: torch.device) -> Tensor:
-    """Rows (N, ...) of every rank, in the order of ranks, on the CPU; every rank has N.
-
-    Args:
-        values: of this rank, of any dtype: ids are gathered as the integers they are.
-        device: one that the ranks can exchange tensors through.
-    """
-    if not dist.is_initialized():
-        return values
-    own = values.to(device).contiguous()
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    return torch.cat(gathered).cpu()

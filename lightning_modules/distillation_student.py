@@ -192,6 +192,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
                 shared_path=None if self.lora is None else self.start_path,
                 dtype=FROZEN_DTYPES[self.frozen_dtype],
                 spread=partial(distribute, self) if spread and self.shard_teachers else None,
+                device=lambda: self.compute_device,
             )
         # Adapters of teachers that the student's own transformer plays are there by now.
         model.uniform_forwards = distribute(self, model, model.shard_units(), model.stored)
@@ -211,11 +212,10 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
     def training_step(self, batch: Prompts, batch_idx: int) -> None:
         self.bank.guidance(batch.task)  # a task without a teacher ends here
         self.bank.prefetch(batch.task)
+        states = self.roll_out(batch)
         with ExitStack() as whole:
-            whole.enter_context(gathered(self.model.transformer))
-            states = self.roll_out(batch)
-            if self.bank.has_own_transformer(batch.task):
-                whole.close()  # a rank holds one whole transformer at a time
+            if not self.bank.has_own_transformer(batch.task):
+                whole.enter_context(gathered(self.model.transformer))
             with self.clock.phase("teacher"), self.bank.gathered(batch.task):
                 targets = self.targets(batch.task, states)
         self.bank.prefetch(self._next_task())  # this teacher is done: the next comes in while the student learns
@@ -234,17 +234,20 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.model.transformer.eval()
         generator = keyed_generator(seed=self.seed, step=self.iteration, stream=Stream.STATE)
         self.clock.images += len(batch)
-        with self.clock.phase("rollout"):
-            return student_states(
-                self.model,
-                self.sampler,
-                batch,
-                steps=settings.states(sigmas, generator),
-                weights=settings.weights(sigmas),
-                iteration=self.iteration,
-                batch_size=settings.batch_size,
-                guidance=self.bank.guidance(batch.task),
-            )
+        with self.clock.phase("rollout"), torch.no_grad():
+            guided = replace(self.sampler, guidance=self.bank.guidance(batch.task))
+            branches = guided.encode(self.model, batch.texts, batch.sources)
+            with gathered(self.model.transformer):
+                return student_states(
+                    self.model,
+                    self.sampler,
+                    batch,
+                    steps=settings.states(sigmas, generator),
+                    weights=settings.weights(sigmas),
+                    iteration=self.iteration,
+                    batch_size=settings.batch_size,
+                    branches=branches,
+                )
 
     def targets(self, task: str, states: States) -> list[Tensor]:
         """The teacher's guided velocities (M, S, C) of every micro-batch."""
@@ -253,8 +256,9 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
                 task,
                 states.latents[pairs.step, pairs.sample],
                 states.sigmas[pairs.step],
-                states.conditional.select(pairs.sample),
-                None if states.unconditional is None else states.unconditional.select(pairs.sample),
+                states.conditional.select(pairs.samples),
+                None if states.unconditional is None else states.unconditional.select(pairs.samples),
+                levels=[states.levels[step] for step in pairs.steps],
             )
             for pairs in states.micro_batches(self.distillation_settings.micro_batch_size)
         ]
@@ -263,13 +267,13 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         """Backward micro-batch by micro-batch; returns the loss and the gaps of the whole batch."""
         self.model.transformer.train()
         self.gap.reset()
-        pairs_in_all = len(states.conditional) * len(states.sigmas)
+        pairs_in_all = len(states.conditional) * len(states.levels)
         total = torch.zeros((), device=states.latents.device)
         batches = states.micro_batches(self.distillation_settings.micro_batch_size)
         for pairs, target in zip(batches, targets, strict=True):
             sigma = states.sigmas[pairs.step]
             velocity = self.model.velocity(
-                states.latents[pairs.step, pairs.sample], sigma, states.conditional.select(pairs.sample)
+                states.latents[pairs.step, pairs.sample], sigma, states.conditional.select(pairs.samples)
             )
             loss, _ = velocity_matching_loss(
                 velocity, target, weights=states.weights[pairs.step], denominator=pairs_in_all
@@ -313,8 +317,8 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             self.drawn_at[label] = drawn
             self._collect(replace(drawn, scores={f"{label}{name}": s for name, s in drawn.scores.items()}))
         if batch.task in self.teachers:
-            gap = self._gaps.setdefault(batch.task, VelocityGap().to(self.device))
-            measure_gap(self.model, self.sampler, self.bank, batch, gap)
+            gap = self._gaps.setdefault(batch.task, VelocityGap().to(self.compute_device))
+            measure_gap(self.model, self.sampler, self.bank, batch, gap, self.compute_device)
 
     @contextmanager
     def _sampled_at(self, scale: float) -> Iterator[None]:

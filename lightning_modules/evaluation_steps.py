@@ -1,6 +1,7 @@
 """`validate`, `test` and `predict` for every module that draws images.
 
-The same prompts always get the same noise, so two checkpoints differ by their weights alone.
+The same prompts always get the same noise, so two checkpoints differ by their weights alone. The ranks share every
+batch out and all get the whole of it back: callbacks and metrics see the same on every rank as on one.
 
 Shapes: P prompts, M images a prompt, N = P M samples.
 """
@@ -14,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from datamodules.batches import Captioned, Prompts, TaskBatches, labels
+from lightning_modules.devices import ComputingModule
 from lightning_modules.sampling import Sampler
-from lightning_modules.scoring import samples_of, score_all
+from lightning_modules.scoring import score_share
+from lightning_modules.shares import Share
 from models import ImageModel
 from rewards import Reward
-from strategies.sharding import gather, release
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Images of a batch of prompts with their scores.
+    """Images of a batch of prompts with their scores, the same on every rank, all on the host.
 
     Attributes:
         prompts: one entry an image, length N.
@@ -42,7 +43,7 @@ class Drawn:
     scores: Mapping[str, Tensor]
 
 
-class EvaluationSteps(LightningModule):
+class EvaluationSteps(ComputingModule):
     """Draws images of fixed prompts from fixed noise and scores them.
 
     A subclass sets `model`, `sampler`, `rewards` and `judges`. Callbacks read `drawn`, the batch just made.
@@ -61,27 +62,35 @@ class EvaluationSteps(LightningModule):
     def transfer_batch_to_device(
         self, batch: Prompts | TaskBatches | Captioned, device: torch.device, dataloader_idx: int
     ) -> Any:
-        return batch.to(device)  # Lightning's own transfer refuses frozen dataclasses
+        # Lightning's own transfer refuses frozen dataclasses. In an evaluation a rank moves no more than its share.
+        return batch.to(device) if self.trainer.training else batch
 
     def asks(self, name: str, task: str) -> bool:
         """Whether the scorer of that name is asked about samples of a task."""
         return True
 
     def draw(self, batch: Prompts, scorers: Mapping[str, Reward], members: int) -> Drawn:
-        """`members` images a prompt, scored by every scorer that is asked about their task."""
+        """`members` images a prompt, scored by every scorer that is asked about their task.
+
+        Every rank draws and scores its share of the batch, and must be given the same batch.
+        """
         self.model.transformer.eval()
-        images = self.sampler.images(self.model, batch, members=members)
-        repeated = batch.repeat_interleave(members)
+        device, share = self.compute_device, Share.of(len(batch))
+        mine = batch.select(list(share.rows)).to(device)
+        images = self.sampler.images(self.model, mine, members=members)
         asked = {name: scorer for name, scorer in scorers.items() if self.asks(name, batch.task)}
-        columns = score_all(asked, samples_of(repeated, images)).unbind(dim=1)
-        self.drawn = Drawn(prompts=repeated, images=images, scores=dict(zip(asked, columns, strict=True)))
+        columns = score_share(share, asked, mine, images.to(device)).unbind(dim=1)
+        self.drawn = Drawn(
+            prompts=batch.to(torch.device("cpu")).repeat_interleave(members),
+            images=share.gather(images),
+            scores=dict(zip(asked, columns, strict=True)),
+        )
         return self.drawn
 
     # ----------------------------------------------------------------- validate
 
     @override
     def on_validation_epoch_start(self) -> None:
-        gather(self.model)  # once for the epoch
         self._means: dict[str, MeanMetric] = {}
 
     @override
@@ -96,19 +105,17 @@ class EvaluationSteps(LightningModule):
             for label in sorted(set(names)):
                 index = [i for i, other in enumerate(names) if other == label]
                 for key in (f"{name}/{label}", f"{name}/{means[0]}"):
-                    metric = self._means.setdefault(key, MeanMetric(nan_strategy="ignore").to(self.device))
-                    metric.update(scores[index].to(self.device))
+                    metric = self._means.setdefault(key, MeanMetric(nan_strategy="ignore").to(self.compute_device))
+                    metric.update(scores[index].to(self.compute_device))
 
     @override
     def on_validation_epoch_end(self) -> None:
-        release(self.model)
         self.log_dict({f"val/{key}": metric.compute() for key, metric in sorted(self._means.items())})
 
     # ----------------------------------------------------------------- test
 
     @override
     def on_test_epoch_start(self) -> None:
-        gather(self.model)
         self._means = {}
         self._rows: list[dict[str, Any]] = []
 
@@ -128,7 +135,6 @@ class EvaluationSteps(LightningModule):
 
     @override
     def on_test_epoch_end(self) -> None:
-        release(self.model)
         self.log_dict({f"test/{key}": metric.compute() for key, metric in sorted(self._means.items())})
         if self.trainer.log_dir is not None and self.trainer.is_global_zero:
             path = Path(self.trainer.log_dir) / "test_scores.jsonl"
@@ -136,14 +142,6 @@ class EvaluationSteps(LightningModule):
             path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
 
     # ----------------------------------------------------------------- predict
-
-    @override
-    def on_predict_epoch_start(self) -> None:
-        gather(self.model)
-
-    @override
-    def on_predict_epoch_end(self) -> None:
-        release(self.model)
 
     @override
     def predict_step(self, batch: Prompts, batch_idx: int) -> Drawn:

@@ -28,7 +28,7 @@ from lightning_modules.iteration import Iteration, Piece
 from lightning_modules.objectives import OBJECTIVES, Rollout
 from lightning_modules.pending import PendingScores
 from lightning_modules.phases import PhaseClock
-from lightning_modules.reward_metrics import reward_metrics
+from lightning_modules.reward_metrics import reward_metrics, update_means
 from lightning_modules.sampling import Sampler, group_rollout
 from lightning_modules.scoring import samples_of
 from lightning_modules.settings import (
@@ -164,6 +164,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     @override
     def training_step(self, batch: Prompts | TaskBatches, batch_idx: int) -> None:
         self.model.transformer.train()
+        self.last_iteration = None  # its images and latents make room for the next ones
         parts = batch.parts if isinstance(batch, TaskBatches) else (batch,)
         with PendingScores(self.rewards, self.clock) as pending:
             pieces = [self._begin(number, prompts, pending) for number, prompts in self._cut(parts)]
@@ -180,10 +181,10 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
                 yield number, prompts
 
     def _begin(self, part: int, prompts: Prompts, pending: PendingScores) -> Piece:
-        """Make a piece's images and submit them."""
+        """Make a piece's images and submit them. Only what the updates need of them stays on the device."""
         rollout, images = self.roll_out(prompts)
         scored = self._submit(prompts, images, pending)
-        return Piece(part=part, rollout=rollout, images=images, scored=scored)
+        return Piece(part=part, rollout=rollout, images=images.cpu(), scored=scored)
 
     def roll_out(self, prompts: Prompts) -> tuple[Rollout, Tensor]:
         """Images (N, 3, H, W) of every group, and what the updates need of how they came about."""
@@ -232,7 +233,8 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         """Send the images of every group to the rewards of their task."""
         repeated = prompts.repeat_interleave(self.rollout_settings.group_size)
         asked = [name for name in self.rewards if self.asks(name, prompts.task)]
-        return Scored(samples=repeated, scores=pending.submit(samples_of(repeated, images), asked))
+        scores = pending.submit(samples_of(repeated, images), asked)
+        return Scored(prompts=prompts.to(torch.device("cpu")), members=self.rollout_settings.group_size, scores=scores)
 
     def _outcomes(self, scored: Sequence[Scored]) -> Iterator[Outcome]:
         """Scores and advantages, each piece's as soon as it can be had."""
@@ -242,7 +244,6 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
             reward_names=list(self.rewards),
             weight_source=self.weight_source,
             gates=self.gates,
-            device=self.device,
         )
         return advantages.in_turn(scored)
 
@@ -284,11 +285,11 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
 
     def _log_iteration(self, iteration: Iteration, updates: list[dict[str, Tensor]]) -> None:
         size = sum(len(prompts) for prompts in iteration.prompts)
-        iteration = iteration.over_ranks(self.device)
+        iteration = iteration.over_ranks()
         self._silent.check(iteration)
         values = reward_metrics(self.rewards, iteration)
         values["advantage/abs_mean"] = iteration.advantages.abs().mean().item()
-        means = {key: float(torch.stack([u[key].float().cpu() for u in updates]).mean()) for key in updates[0]}
+        means = update_means(updates)
         values |= {f"update/{key}": value for key, value in over_ranks(means).items()}
         values["update/skipped_in_a_row"] = float(self.skipped)
         self.log_dict(values, batch_size=size)

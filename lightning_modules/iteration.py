@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.batches import Prompts
-from lightning_modules.advantages import Outcome, Scored, gather_ranks
+from lightning_modules.advantages import Outcome, Scored
 from lightning_modules.objectives import Rollout
+from lightning_modules.shares import gather_objects, gather_ranks
+from strategies.gradients import world_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Piece:
     Attributes:
         part: which part of the iteration, each of one task, it belongs to.
         rollout: what the updates need of how the images came about.
-        images: in [0, 1], shape (N, 3, H, W).
+        images: in [0, 1], on the host, shape (N, 3, H, W).
         scored: its samples, with their scores under way.
     """
 
@@ -39,6 +39,8 @@ class Piece:
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
     """One iteration of this rank, as `policy.last_iteration`. Rows are samples, parts one after another.
+
+    All tensors are on the host: nothing here takes the device's memory from the next iteration.
 
     Attributes:
         number: of the iteration, from 0.
@@ -66,21 +68,15 @@ class Iteration:
     weights: Tensor
     advantages: Tensor
 
-    def over_ranks(self, device: torch.device) -> Iteration:
+    def over_ranks(self) -> Iteration:
         """The iteration of all ranks, in their order, the same on each: all rows, but this rank's prompts and images.
 
         Every rank must ask.
-
-        Args:
-            device: one that the ranks can exchange tensors through.
         """
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if world_size() == 1:
             return self
-        names: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(names, (self.categories, self.tasks))
-        rows = {
-            name: gather_ranks(getattr(self, name), device) for name in ("groups", "scores", "weights", "advantages")
-        }
+        names = gather_objects((self.categories, self.tasks))
+        rows = {name: gather_ranks(getattr(self, name)) for name in ("groups", "scores", "weights", "advantages")}
         return replace(
             self,
             categories=tuple(name for categories, _ in names for name in categories),
@@ -106,16 +102,19 @@ class Iteration:
             outcomes: one a piece.
             reward_names: columns of the scores.
         """
+        host = torch.device("cpu")
         by_part = [[piece for piece in pieces if piece.part == part] for part in range(len(parts))]
-        samples = [piece.scored.samples for piece in pieces]
+        scored = [piece.scored for piece in pieces]
         return cls(
             number=number,
-            prompts=tuple(parts),
+            prompts=tuple(part.to(host) for part in parts),
             images=tuple(torch.cat([piece.images for piece in found]) for found in by_part),
-            latents=tuple(torch.cat([piece.rollout.trajectory.latents for piece in found]) for found in by_part),
+            latents=tuple(
+                torch.cat([piece.rollout.trajectory.latents.to(host) for piece in found]) for found in by_part
+            ),
             groups=torch.cat([outcome.groups for outcome in outcomes]),
-            categories=tuple(category for batch in samples for category in batch.categories),
-            tasks=tuple(batch.task for batch in samples for _ in range(len(batch))),
+            categories=tuple(category for some in scored for category in some.categories),
+            tasks=tuple(task for some in scored for task in some.tasks),
             reward_names=tuple(reward_names),
             scores=torch.cat([outcome.scores for outcome in outcomes]),
             weights=torch.cat([outcome.weights for outcome in outcomes]),

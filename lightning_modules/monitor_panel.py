@@ -1,7 +1,7 @@
-"""A few fixed prompts and noises that are drawn again and again as training goes on, and all that is measured there.
+"""A few fixed prompts and noises that are drawn again and again in training, and all that is measured there.
 
 Shapes: P prompts, M images a prompt, N = P M samples, K rewards, J monitors, U fixed latents of S tokens and C
-channels, L noise levels.
+channels, L noise levels; of this rank's share, p prompts and n = p M samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from flow.noise import Stream
 from flow.schedule import noise_latents
 from lightning_modules.grpo_policy import GRPOPolicy
 from lightning_modules.iteration import Iteration
-from lightning_modules.scoring import samples_of, score_safely
+from lightning_modules.sampling import release_encoders
+from lightning_modules.scoring import samples_of, score_safely, score_share
+from lightning_modules.shares import Share, gather_objects
+from models import Conditioning
 from rewards import Reward
 from strategies.sharding import gathered
 
@@ -56,9 +59,11 @@ class Look:
 class MonitorPanel:
     """Draws and measures the panel of one policy. Its images are those that `validate` draws of the same prompts.
 
+    The ranks share the panel out: each draws, measures and scores some of the prompts, and all get the whole look.
+
     Args:
         policy: with its model configured.
-        prompts: the panel's, a batch a task.
+        prompts: the panel's, a batch a task, the same on every rank.
         members: M, images a prompt.
     """
 
@@ -79,41 +84,62 @@ class MonitorPanel:
 
     def weights(self) -> Tensor:
         """Today's weights of the rewards in the proxy, (N, K)."""
-        samples = [part.repeat_interleave(self.members) for part in self.prompts]
-        categories = [category for part in samples for category in part.categories]
-        tasks = [part.task for part in samples for _ in range(len(part))]
+        categories = [category for part in self.prompts for category in part.categories for _ in range(self.members)]
+        tasks = [part.task for part in self.prompts for _ in range(len(part) * self.members)]
         return self.policy.weight_source.weights(categories, tasks, list(self.policy.rewards))
 
     @torch.no_grad()
-    def look(self, *, score: bool = True) -> Look:
-        """Draw and measure the panel with today's weights. The first look fixes what later ones are compared with.
+    def look(self) -> Look:
+        """Draw and measure the panel with today's weights, the same look on every rank; every rank must ask.
 
-        Args:
-            score: whether to ask rewards and monitors; without, their scores are NaN. With several ranks all draw (it
-                may take all of them to evaluate the model) and one asks.
+        The first look fixes what later ones are compared with.
         """
-        policy, model = self.policy, self.policy.model
+        policy, model, sampler = self.policy, self.policy.model, self.policy.sampler
+        shares = [Share.of(len(part)) for part in self.prompts]
+        mine = [
+            part.select(list(share.rows)).to(policy.compute_device)
+            for part, share in zip(self.prompts, shares, strict=True)
+        ]
         training = model.transformer.training
         model.transformer.eval()
-        with gathered(model):  # and given up again: training goes on with the shards as they are then
-            drawn = [policy.sampler.draw(model, part, members=self.members) for part in self.prompts]
-            images, latents = [list(column) for column in zip(*drawn, strict=True)]
+        chunks = [sampler.encode_chunks(model, prompts, members=self.members) for prompts in mine]
+        blank = self._encode_blank()
+        # The transformer alone, and released again: training continues with the shards as they are then.
+        with gathered(model.transformer):
+            latents = [sampler.denoise(model, some) for some in chunks]
             if self._latents is None:
-                self._latents = latents[0][:: self.members][:DRIFT_LATENTS].float().cpu()
-                self._velocities = self._unconditional()
-            drift = self._drift()
+                self._latents = shares[0].gather(latents[0])[:: self.members][:DRIFT_LATENTS].float()
+            velocities = self._unconditional(blank)
         model.transformer.train(training)
-        asked = [[name for name in policy.rewards if policy.asks(name, part.task)] for part in self.prompts]
-        proxy = self._scores(policy.rewards, images, asked if score else [[]] * len(images))
-        panel = self._scores(policy.monitors, images, [list(policy.monitors) if score else []] * len(images))
+        if self._velocities is None:
+            self._velocities = velocities
+        images = [sampler.decode(model, some, members=self.members) for some in latents]
+        found = [self._examine(*some) for some in zip(shares, mine, images, latents, strict=True)]
+        proxy, panel, measures = zip(*found, strict=True)
         return Look(
             iteration=policy.iteration,
-            proxy=proxy,
-            panel=panel,
-            measures=self._measures(images, latents),
-            unconditional_drift=drift,
-            statistics=_statistics(proxy=policy.rewards, panel=policy.monitors),
+            proxy=torch.cat(proxy),
+            panel=torch.cat(panel),
+            measures={name: torch.cat([part[name] for part in measures]) for name in measures[0]},
+            unconditional_drift=self._drift(velocities),
+            statistics=_statistics_of_ranks(
+                sum(share.own for share in shares), proxy=policy.rewards, panel=policy.monitors
+            ),
         )
+
+    def _examine(
+        self, share: Share, prompts: Prompts, images: Tensor, latents: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Rewards (N, K), monitors (N, J) and measures (P,) of a part, of whose images this rank has n."""
+        policy = self.policy
+        images = images.to(policy.compute_device)
+        asked = {name: reward for name, reward in policy.rewards.items() if policy.asks(name, prompts.task)}
+        scores = score_share(share, asked, prompts, images, score=score_safely)
+        found = dict(zip(asked, scores.unbind(1), strict=True))
+        missing = torch.full((share.total * self.members,), torch.nan)
+        proxy = torch.stack([found.get(name, missing) for name in policy.rewards], dim=1)
+        panel = score_share(share, policy.monitors, prompts, images, score=score_safely)
+        return proxy, panel, self._measures(share, images, latents)
 
     def rollout_measures(self, iteration: Iteration) -> dict[str, float]:
         """Means of the monitors' scores and of the image measures over the rollouts of an iteration, by name.
@@ -122,55 +148,59 @@ class MonitorPanel:
         """
         found: list[dict[str, Tensor]] = []
         for part, images in zip(iteration.prompts, iteration.images, strict=True):
-            members = len(images) // len(part)
-            scores = score_safely(self.policy.monitors, samples_of(part.repeat_interleave(members), images))
+            members, device = len(images) // len(part), self.policy.compute_device
+            images = images.to(device)
+            scores = score_safely(self.policy.monitors, samples_of(part.to(device).repeat_interleave(members), images))
             values = {f"panel/{name}": scores[:, k] for k, name in enumerate(self.policy.monitors)}
             values |= image_measures(images.float()) | {"diversity": group_diversity(images.float(), members)}
             found.append({name: value.cpu() for name, value in values.items()})
         means = {name: float(torch.cat([part[name] for part in found]).nanmean()) for name in found[0]}
         return means | _statistics(panel=self.policy.monitors)
 
-    def _scores(
-        self, scorers: Mapping[str, Reward], images: Sequence[Tensor], asked: Sequence[Sequence[str]]
-    ) -> Tensor:
-        """Raw scores (N, scorers) on the CPU; NaN where a scorer is not among those asked about a part."""
-        scores = []
-        for part, drawn, names in zip(self.prompts, images, asked, strict=True):
-            samples = samples_of(part.repeat_interleave(self.members), drawn)
-            found = dict(zip(names, score_safely({n: scorers[n] for n in names}, samples).unbind(1), strict=True))
-            missing = torch.full((len(drawn),), torch.nan)
-            scores.append(torch.stack([found.get(name, missing) for name in scorers], dim=1))
-        return torch.cat(scores)
+    def _measures(self, share: Share, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """What is measured of a part's prompts, by name, each (P,), from the n images and latents of this rank."""
+        samples = image_measures(images.float()) | {"latent_rms": latent_rms(latents.float())}
+        prompts = {name: by_prompt(values, self.members) for name, values in samples.items()}
+        prompts["diversity"] = group_diversity(images.float(), self.members)
+        everyone = share.gather(torch.stack(list(prompts.values()), dim=1))
+        return dict(zip(prompts, everyone.unbind(dim=1), strict=True))
 
-    def _measures(self, images: Sequence[Tensor], latents: Sequence[Tensor]) -> dict[str, Tensor]:
-        found: list[dict[str, Tensor]] = []
-        for drawn, final in zip(images, latents, strict=True):
-            samples = image_measures(drawn.float()) | {"latent_rms": latent_rms(final.float())}
-            prompts = {name: by_prompt(values, self.members) for name, values in samples.items()}
-            found.append(prompts | {"diversity": group_diversity(drawn.float(), self.members)})
-        return {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
+    @property
+    def _fixed(self) -> Share:
+        """The fixed latents, which are those of the first prompts."""
+        return Share.of(min(DRIFT_LATENTS, len(self.prompts[0])))
 
-    def _unconditional(self) -> Tensor:
+    def _encode_blank(self) -> Conditioning:
+        """The blank prompt of this rank's fixed latents; edits keep their sources."""
+        policy, rows = self.policy, list(self._fixed.rows)
+        sources = self.prompts[0].select(rows).to(policy.compute_device).sources
+        blank = policy.model.encode([""] * len(rows), sources, size=policy.sampler.size)
+        release_encoders(policy.model)
+        return blank
+
+    def _unconditional(self, blank: Conditioning) -> Tensor:
         """Velocities of the blank prompt at the fixed latents, (U, L, entries that are kept)."""
-        policy, model, part = self.policy, self.policy.model, self.prompts[0]
-        count = len(self._latents)
-        part = part.select(list(range(count)))
-        device = next(model.transformer.parameters()).device
-        clean = self._latents.to(device)
+        policy, share, device = self.policy, self._fixed, blank.embeds[0].device
+        rows = list(share.rows)
+        clean = self._latents[rows].to(device)
         # One member beyond those of the panel: noise that no image of it started from.
         noise = policy.sampler.initial_noise(
-            model, step=0, ids=part.ids, members=[self.members] * count, stream=Stream.EVALUATION
+            policy.model,
+            step=0,
+            ids=[self.prompts[0].ids[row] for row in rows],
+            members=[self.members] * len(rows),
+            device=device,
+            stream=Stream.EVALUATION,
         )
-        blank = model.encode([""] * count, part.sources, size=policy.sampler.size)
         velocities = [
-            model.velocity(noise_latents(clean, noise, sigma), sigma, blank).float().flatten(1).cpu()
+            policy.model.velocity(noise_latents(clean, noise, sigma), sigma, blank).float().flatten(1)
             for sigma in DRIFT_SIGMAS
         ]
         stride = max(1, velocities[0].shape[1] // _KEPT_ENTRIES)
-        return torch.stack([v[:, ::stride] for v in velocities], dim=1)
+        return share.gather(torch.stack([v[:, ::stride] for v in velocities], dim=1))
 
-    def _drift(self) -> Tensor:
-        now, base = self._unconditional(), self._velocities
+    def _drift(self, now: Tensor) -> Tensor:
+        base = self._velocities
         distances = relative_distance(now.flatten(0, 1), base.flatten(0, 1))
         return distances.unflatten(0, base.shape[:2]).mean(dim=1)
 
@@ -194,6 +224,19 @@ def _statistics(**scorers: Mapping[str, Reward]) -> dict[str, float]:
         for name, scorer in group.items()
         for key, value in scorer.statistics().items()
     }
+
+
+def _statistics_of_ranks(prompts: int, **scorers: Mapping[str, Reward]) -> dict[str, float]:
+    """Means over the ranks of what `_statistics` gives on each, weighted by the prompts whose images it scored."""
+    each = gather_objects((prompts, _statistics(**scorers)))
+    names = dict.fromkeys(name for _, found in each for name in found)
+    means = {}
+    for name in names:
+        known = [(count, found[name]) for count, found in each if count and name in found]
+        total = sum(count for count, _ in known)
+        if total:
+            means[name] = sum(count * value for count, value in known) / total
+    return means
 
 
 def panel_prompts(loader: DataLoader, count: int) -> tuple[Prompts, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_modules.devices import ComputingModule
 from lightning_modules.settings import check_schedule
 from strategies.gradients import finish_gradients, finite_everywhere, over_ranks
 
@@ -29,7 +29,7 @@ def apply_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None
         group.update(values)
 
 
-class ConfiguredOptimizer(LightningModule):
+class ConfiguredOptimizer(ComputingModule):
     """Optimizer and learning-rate schedule by config; the schedule is stepped after every step of the optimizer.
 
     A subclass sets `make_optimizer` and `make_scheduler` (None keeps the rate), and says what is trained.

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from datamodules.batches import Prompts
 from lightning_modules.grpo_policy import GRPOPolicy
-from lightning_modules.scoring import samples_of, score_all
+from lightning_modules.scoring import score_share
+from lightning_modules.shares import Share
 from rewards.composite import weighted_mean
 from strategies.sharding import gathered
 
@@ -32,7 +33,7 @@ class Probe:
     """Weighted rewards of the probe's prompts, on 1..5; NaN where none of a prompt's rewards could score.
 
     Attributes:
-        before: at theta, shape (P,).
+        before: at theta, shape (P,); prompts of a task side by side.
         after: at theta plus `step_size` along the negative gradient, same prompts and noises, shape (P,).
         step_size: length of the step in weight space (Euclidean norm).
     """
@@ -98,29 +99,53 @@ def stepped(parameters: Iterable[nn.Parameter], length: float) -> Iterator[bool]
 def held_out_rewards(module: GRPOPolicy, held_out: Sequence[Prompts]) -> Tensor:
     """Weighted rewards (P,) of one image a prompt, drawn from its fixed noise at the rollout's guidance.
 
-    Nothing of the training state changes: mode and random numbers are as they were. Sharded weights come together once,
-    as they are now, and are given up again: a root that stayed whole would go on with them after they have moved.
+    Every rank draws and scores its share of the prompts, and all get the same values. Nothing of the training state
+    changes: mode and random numbers are as they were. A sharded transformer is gathered once, with the weights of now,
+    and released again: a root that stayed whole would continue with them after they have moved.
 
     Args:
         module: with its model configured.
-        held_out: batches, each of one task, P prompts in all.
+        held_out: batches, each of one task, P prompts in all, the same on every rank.
     """
-    transformer, found = module.model.transformer, []
-    mode = transformer.training
-    devices = [module.device] if module.device.type == "cuda" else []
-    transformer.eval()
+    model, sampler, device = module.model, module.sampler, module.compute_device
+    mode = model.transformer.training
+    model.transformer.eval()
     try:
-        with torch.random.fork_rng(devices=devices), gathered(module.model):
-            for prompts in held_out:
-                prompts = prompts.to(module.device)
-                samples = samples_of(prompts, module.sampler.images(module.model, prompts))
-                asked = {name: r for name, r in module.rewards.items() if module.asks(name, prompts.task)}
-                tasks = [prompts.task] * len(prompts)
-                weights = module.weight_source.weights(prompts.categories, tasks, list(asked))
-                found.append(weighted_mean(score_all(asked, samples), weights))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            parts = by_task(held_out)
+            shares = [Share.of(len(part)) for part in parts]
+            mine = [part.select(list(s.rows)).to(device) for part, s in zip(parts, shares, strict=True)]
+            chunks = [sampler.encode_chunks(model, prompts) for prompts in mine]
+            with gathered(model.transformer):
+                latents = [sampler.denoise(model, some) for some in chunks]
+            images = [sampler.decode(model, some).to(device) for some in latents]
     finally:
-        transformer.train(mode)
+        model.transformer.train(mode)
+    found = []
+    for part, share, prompts, drawn in zip(parts, shares, mine, images, strict=True):
+        asked = {name: reward for name, reward in module.rewards.items() if module.asks(name, part.task)}
+        weights = module.weight_source.weights(part.categories, [part.task] * len(part), list(asked))
+        found.append(weighted_mean(score_share(share, asked, prompts, drawn), weights))
     return torch.cat(found)
+
+
+def by_task(batches: Sequence[Prompts]) -> list[Prompts]:
+    """The prompts of all batches as one batch a task: larger ones can be shared out more evenly."""
+    found: dict[str, list[Prompts]] = {}
+    for batch in batches:
+        found.setdefault(batch.task, []).append(batch)
+    return [joined(some) for some in found.values()]
+
+
+def joined(batches: Sequence[Prompts]) -> Prompts:
+    """Batches of one task as one."""
+    sources = [batch.sources for batch in batches if batch.sources is not None]
+    return Prompts(
+        ids=tuple(identifier for batch in batches for identifier in batch.ids),
+        texts=tuple(text for batch in batches for text in batch.texts),
+        categories=tuple(category for batch in batches for category in batch.categories),
+        sources=torch.cat(sources) if sources else None,
+    )
 
 
 def probe_gradient(module: GRPOPolicy, held_out: Sequence[Prompts], *, step_size: float) -> Probe | None:

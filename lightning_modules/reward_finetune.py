@@ -210,15 +210,15 @@ class RewardFinetune(ScheduledOptimizer):
             for e, digit, skip in zip(examples, digits, direct, strict=True)
         ]
         inputs = training_inputs(self.processor, self.questions(examples), answers)
-        moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.model_inputs.items()}
+        moved = {k: v.to(self.compute_device) if isinstance(v, Tensor) else v for k, v in inputs.model_inputs.items()}
         logits = self.model(**moved, use_cache=False).logits
-        read = (logits, inputs.labels.to(self.device), inputs.digit_index.to(self.device))
+        read = (logits, inputs.labels.to(self.compute_device), inputs.digit_index.to(self.compute_device))
         weight = self.objective.cross_entropy
         if isinstance(batch, PreferenceBatch):
             return pairwise_loss(*read, self.reader.digits, cross_entropy=weight)
         return pointwise_loss(
             *read,
-            batch.scores.to(self.device),
+            batch.scores.to(self.compute_device),
             self.reader.digits,
             cross_entropy=weight,
             regression=self.objective.regression,

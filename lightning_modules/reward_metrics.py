@@ -80,19 +80,28 @@ def combined(collected: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str,
     """Metrics of several pieces of a batch, as (pairs, metrics) each, as those of the whole batch.
 
     The loss of a piece is its share of the whole, so the shares are summed; a `..._max` is the largest; everything
-    else is a mean over pairs.
+    else is a mean over pairs. Results stay on the device of the metrics: looking at them would make the host wait.
     """
     total = sum(count for count, _ in collected)
     whole: dict[str, Tensor] = {}
     for name in collected[0][1]:
-        values = [(count, metrics[name].detach().float().cpu()) for count, metrics in collected]
+        values = [(count, metrics[name].detach().float()) for count, metrics in collected]
+        nothing = torch.zeros_like(values[0][1])
         if name == "loss":
-            whole[name] = sum((value for _, value in values), torch.zeros(()))
+            whole[name] = sum((value for _, value in values), nothing)
         elif name.endswith("_max"):
             whole[name] = torch.stack([value for _, value in values]).max()
         else:
-            whole[name] = sum((value * count for count, value in values), torch.zeros(())) / total
+            whole[name] = sum((value * count for count, value in values), nothing) / total
     return whole
+
+
+def update_means(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Means over the updates of an iteration of their scalar metrics, brought to the host in one copy."""
+    names = list(updates[0])
+    home = updates[0]["loss"].device
+    table = torch.stack([torch.stack([update[name].float().to(home) for name in names]) for update in updates]).cpu()
+    return {name: float(table[:, column].contiguous().mean()) for column, name in enumerate(names)}
 
 
 def weights_by_label(key: str, weights: Tensor, names: Sequence[str], rewards: Sequence[str]) -> dict[str, float]:

@@ -1,10 +1,15 @@
 """Drawing images from an `ImageModel`: guidance, keyed noise, groups.
 
+Images are drawn in three stages: encode the prompts, denoise, decode. Under FSDP2 the transformer is whole on every
+rank while it denoises, and nothing else is: neither the text encoder nor the activations of the image decoder would
+fit beside it.
+
 Shapes: P prompts, G images a prompt, N = P G samples, S latent tokens, C latent channels, K recorded steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +20,9 @@ from datamodules.batches import Prompts
 from flow.guidance import Guidance, guide
 from flow.noise import Stream, batch_noise
 from flow.rollout import Trajectory, rollout
+from lightning_modules.devices import to_device
 from models import Conditioning, ImageModel
+from strategies.sharding import gathered, release
 
 VelocityFn = Callable[[Tensor, int, float], Tensor]
 
@@ -40,9 +47,29 @@ class Branches:
         """Every sample `times` times, copies side by side."""
         return self._each(lambda branch: branch.repeat_interleave(times))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the branches were computed, and where the latents that go with them belong."""
+        return self.conditional.embeds[0].device
+
     def _each(self, change: Callable[[Conditioning], Conditioning]) -> Branches:
         blank = self.unconditional
         return Branches(conditional=change(self.conditional), unconditional=None if blank is None else change(blank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A chunk of prompts that is ready to be denoised.
+
+    Attributes:
+        prompts: P of them.
+        members: images a prompt.
+        branches: of the P prompts.
+    """
+
+    prompts: Prompts
+    members: int
+    branches: Branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,51 +97,84 @@ class Sampler:
         step: int,
         ids: Sequence[int],
         members: Sequence[int],
+        device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
         stream: Stream = Stream.INITIAL,
     ) -> Tensor:
         """Noise (N, S, C) that depends on (seed, step, id, member) alone, whatever else is in the batch."""
         shape = model.latent_shape(*self.size)
         noise = batch_noise(shape, seed=self.seed, step=step, ids=ids, members=members, stream=stream)
-        return noise.to(next(model.transformer.parameters()).device)
+        return to_device(noise, device)
 
     @torch.no_grad()
     def images(self, model: ImageModel, prompts: Prompts, *, members: int = 1) -> Tensor:
         """Draw `members` images a prompt by ODE, from noise fixed by (seed, prompt id, member).
 
         Returns:
-            images in [0, 1], shape (P * members, 3, H, W), members of a prompt side by side.
+            images in [0, 1] on the host, shape (P * members, 3, H, W), members of a prompt side by side.
         """
-        return self.draw(model, prompts, members=members)[0]
+        chunks = self.encode_chunks(model, prompts, members=members)
+        with gathered(model.transformer):
+            latents = self.denoise(model, chunks)
+        return self.decode(model, latents, members=members)
+
+    def encode_chunks(self, model: ImageModel, prompts: Prompts, *, members: int = 1) -> list[Encoded]:
+        """The first stage of `images`: encode the prompts, in chunks that give at most `batch_size` images each.
+
+        Where the text encoder is sharded, every rank must ask for the same number of prompts.
+        """
+        return [
+            Encoded(prompts=part, members=members, branches=self.encode(model, part.texts, part.sources))
+            for part in prompts.parts(self._chunk_size(members))
+        ]
+
+    def count_chunks(self, prompts: int, *, members: int = 1) -> int:
+        """How many chunks `encode_chunks` makes of so many prompts."""
+        return math.ceil(prompts / self._chunk_size(members))
+
+    def _chunk_size(self, members: int) -> int:
+        """Prompts a chunk, of `members` images each."""
+        return max(1, self.batch_size // members)
 
     @torch.no_grad()
-    def draw(self, model: ImageModel, prompts: Prompts, *, members: int = 1) -> tuple[Tensor, Tensor]:
-        """What `images` gives, and the final latents (P * members, S, C) that it was decoded from."""
-        made, latents = [], []
-        for part in prompts.parts(max(1, self.batch_size // members)):
+    def denoise(self, model: ImageModel, chunks: Sequence[Encoded]) -> Tensor:
+        """The second stage: final latents (P * members, S, C). Gather the transformer around it."""
+        latents = []
+        for chunk in chunks:
+            members = list(range(chunk.members)) * len(chunk.prompts)
             noise = self.initial_noise(
                 model,
                 step=0,
-                ids=part.repeat_interleave(members).ids,
-                members=list(range(members)) * len(part),
+                ids=[identifier for identifier in chunk.prompts.ids for _ in range(chunk.members)],
+                members=members,
+                device=chunk.branches.device,
                 stream=Stream.EVALUATION,
             )
-            velocity = self.velocity(model, part.texts, part.sources, repeats=members)
+            seen = chunk.branches.cached(model).repeat_interleave(chunk.members)
+            velocity = guided_velocity(model, seen.conditional, seen.unconditional, self.guidance)
             latents.append(rollout(velocity, noise, self.sigmas).latents)
-            made.append(model.decode(latents[-1], size=self.size))
-        return torch.cat(made), torch.cat(latents)
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def decode(self, model: ImageModel, latents: Tensor, *, members: int = 1) -> Tensor:
+        """The last stage: images in [0, 1] on the host, float32 (N, 3, H, W), from latents (N, S, C).
+
+        The chunks of `encode_chunks` go to the host one by one: the device never holds more images than one has.
+        """
+        chunks = latents.split(self._chunk_size(members) * members)
+        return torch.cat([model.decode(chunk, size=self.size).cpu() for chunk in chunks])
 
     @torch.no_grad()
     def encode(self, model: ImageModel, texts: Sequence[str], sources: Tensor | None = None) -> Branches:
         """Both branches of P texts. Guidance keeps the source image in both."""
         conditional = model.encode(texts, sources, size=self.size)
         if self.guidance.scale == 1:
-            return Branches(conditional=conditional, unconditional=None)
-        if sources is not None:
-            return Branches(
-                conditional=conditional, unconditional=model.encode([""] * len(texts), sources, size=self.size)
-            )
-        blank = model.encode([""], size=self.size)  # one blank prompt serves them all
-        return Branches(conditional=conditional, unconditional=blank.select([0] * len(texts)))
+            unconditional = None
+        elif sources is not None:
+            unconditional = model.encode([""] * len(texts), sources, size=self.size)
+        else:  # one blank prompt serves them all
+            unconditional = model.encode([""], size=self.size).select([0] * len(texts))
+        release_encoders(model)
+        return Branches(conditional=conditional, unconditional=unconditional)
 
     def velocity(
         self, model: ImageModel, texts: Sequence[str], sources: Tensor | None = None, *, repeats: int = 1
@@ -122,6 +182,17 @@ class Sampler:
         """The guided velocity of each text, `repeats` samples a text, with the prefix computed once."""
         branches = self.encode(model, texts, sources).cached(model).repeat_interleave(repeats)
         return guided_velocity(model, branches.conditional, branches.unconditional, self.guidance)
+
+
+def release_encoders(model: ImageModel) -> None:
+    """Leave nothing of a sharded text encoder whole after it was used.
+
+    FSDP2 keeps a root's own weights after a forward, here the table of token embeddings, for a backward that never
+    comes.
+    """
+    for name, part in model.named_children():
+        if name != "transformer":
+            release(part)
 
 
 def guided_velocity(
@@ -173,14 +244,16 @@ def group_rollout(
     grouped = branches.repeat_interleave(group_size)
     start, prefix_end = 0, stochastic_steps[0] if shared_noise and stochastic_steps else 0
     if shared_noise:
-        noise = sampler.initial_noise(model, step=step, ids=prompts.ids, members=[0] * len(prompts))
+        noise = sampler.initial_noise(
+            model, step=step, ids=prompts.ids, members=[0] * len(prompts), device=branches.device
+        )
         if prefix_end:
             single = guided_velocity(model, branches.conditional, branches.unconditional, sampler.guidance)
             noise = rollout(single, noise, sampler.sigmas, stop=prefix_end).latents
             start = prefix_end
         noise = noise.repeat_interleave(group_size, dim=0)
     else:
-        noise = sampler.initial_noise(model, step=step, ids=ids, members=members)
+        noise = sampler.initial_noise(model, step=step, ids=ids, members=members, device=branches.device)
 
     def step_noise(index: int) -> Tensor:
         drawn = batch_noise(
@@ -192,7 +265,7 @@ def group_rollout(
             stream=Stream.STEP,
             index=index,
         )
-        return drawn.to(noise.device)
+        return to_device(drawn, noise.device)
 
     return rollout(
         guided_velocity(model, grouped.conditional, grouped.unconditional, sampler.guidance),

@@ -6,12 +6,13 @@ Shapes: N samples, K rewards.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from datamodules.batches import Prompts
+from lightning_modules.shares import Share, raised_everywhere
 from rewards import Reward, Samples
 from rewards.base import SCORE_MAX, SCORE_MIN
 
@@ -44,6 +45,40 @@ def score_safely(rewards: Mapping[str, Reward], samples: Samples) -> Tensor:
             warnings.warn(f"Reward '{name}' is for monitoring only, its scores are NaN: {error}", stacklevel=2)
             columns.append(torch.full((len(samples),), torch.nan))
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(samples), 0)
+
+
+def score_share(
+    share: Share,
+    scorers: Mapping[str, Reward],
+    prompts: Prompts,
+    images: Tensor,
+    *,
+    score: Callable[[Mapping[str, Reward], Samples], Tensor] = score_all,
+) -> Tensor:
+    """Score the images of all ranks, each image once and on the rank that drew it. Every rank must ask.
+
+    Args:
+        share: of this rank, r rows.
+        scorers: by name, K of them, the same on every rank.
+        prompts: of this rank's rows, length r.
+        images: this rank's, M a prompt, shape (r M, 3, H, W).
+        score: `score_all` or `score_safely`.
+
+    Returns:
+        Raw scores of all rows in their order, the same on every rank, on the CPU, shape (R M, K).
+
+    Raises:
+        Exception: what a scorer raised; on ranks without an error of their own, what `raised_everywhere` does.
+    """
+    members = len(images) // len(prompts)
+    scores = torch.full((len(images), len(scorers)), torch.nan)
+    if not scorers:
+        return torch.zeros(share.total * members, 0)
+    with raised_everywhere():
+        if share.own:
+            repeated = prompts.select(list(range(share.own))).repeat_interleave(members)
+            scores[: len(repeated)] = score(scorers, samples_of(repeated, images[: len(repeated)]))
+    return share.gather(scores)
 
 
 def checked(name: str, scores: Tensor, count: int) -> Tensor:

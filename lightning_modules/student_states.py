@@ -6,6 +6,7 @@ Shapes: N samples, K trained states a sample, M (sample, state) pairs, S latent 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +16,14 @@ from datamodules.batches import Prompts
 from flow.guidance import Guidance
 from flow.noise import Stream
 from flow.rollout import rollout
+from lightning_modules.devices import to_device
 from lightning_modules.objectives import Pairs, micro_batches
-from lightning_modules.sampling import Sampler, guided_velocity
+from lightning_modules.sampling import Branches, Sampler, guided_velocity
+from lightning_modules.shares import Share
 from lightning_modules.teachers import TeacherBank
 from lightning_modules.velocity_gap import VelocityGap
 from models import Conditioning, ImageModel
+from strategies.sharding import gathered
 
 _UNGUIDED = Guidance(scale=1.0)
 
@@ -31,6 +35,7 @@ class States:
     Attributes:
         latents: the states, constants, float32 (K, N, S, C).
         sigmas: their noise levels, (K,).
+        levels: the same, known to the host.
         weights: factor on the loss of each, (K,).
         conditional: of the N samples.
         unconditional: of the same with a blank prompt; None where the teacher has no guidance.
@@ -38,13 +43,14 @@ class States:
 
     latents: Tensor
     sigmas: Tensor
+    levels: tuple[float, ...]
     weights: Tensor
     conditional: Conditioning
     unconditional: Conditioning | None
 
     def micro_batches(self, size: int) -> Iterator[Pairs]:
         """All (sample, state) pairs, at most `size` at a time; a sample's together, as they share its prefix."""
-        return micro_batches(len(self.conditional), len(self.sigmas), size)
+        return micro_batches(len(self.conditional), len(self.levels), size, self.latents.device)
 
 
 @torch.no_grad()
@@ -57,7 +63,7 @@ def student_states(
     weights: Tensor,
     iteration: int,
     batch_size: int,
-    guidance: Guidance,
+    branches: Branches,
 ) -> States:
     """Roll the student out by ODE, without guidance, and keep the states before the given steps.
 
@@ -71,41 +77,66 @@ def student_states(
         weights: factor on the loss at every step of the schedule, (T,).
         iteration: keys the noise.
         batch_size: samples denoised at a time.
-        guidance: of the teacher, which may need the unconditional branch too.
+        branches: of the prompts; with the unconditional one where the teacher needs it.
     """
     sigmas, chosen = sampler.sigmas, list(steps)
-    branches = replace(sampler, guidance=guidance).encode(model, prompts.texts, prompts.sources)
-    noise = sampler.initial_noise(model, step=iteration, ids=prompts.ids, members=[0] * len(prompts))
+    noise = sampler.initial_noise(
+        model, step=iteration, ids=prompts.ids, members=[0] * len(prompts), device=branches.device
+    )
     parts = []
-    for rows in torch.arange(len(prompts)).split(batch_size):
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
         velocity = guided_velocity(model, model.cache_prefix(branches.conditional.select(rows)), None, _UNGUIDED)
         record = rollout(velocity, noise[rows], sigmas, stop=chosen[-1], record_all=True)
-        parts.append(torch.cat([record.states, record.latents[None]])[chosen])
+        states = (*record.states, record.latents)
+        parts.append(torch.stack([states[step] for step in chosen]))
     return States(
         latents=torch.cat(parts, dim=1),
-        sigmas=sigmas[chosen].to(noise.device),
-        weights=weights[chosen].to(noise.device),
+        sigmas=to_device(sigmas[chosen], noise.device),
+        levels=tuple(sigmas[chosen].tolist()),
+        weights=to_device(weights[chosen], noise.device),
         conditional=branches.conditional,
         unconditional=branches.unconditional,
     )
 
 
 @torch.no_grad()
-def measure_gap(model: ImageModel, sampler: Sampler, bank: TeacherBank, prompts: Prompts, gap: VelocityGap) -> None:
+def measure_gap(
+    model: ImageModel,
+    sampler: Sampler,
+    bank: TeacherBank,
+    prompts: Prompts,
+    gap: VelocityGap,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
+) -> None:
     """Add the student's gap at states that do not move with the student: its teacher's own, from fixed noise.
 
     Args:
         model: the student.
         sampler: gives schedule, image size and noise.
         bank: the teachers.
-        prompts: of one task, which says whose states.
-        gap: takes the velocities.
+        prompts: of one task, which says whose states; the same on every rank, each of which takes its share.
+        gap: takes the velocities of this rank's share.
+        device: where the model computes.
     """
-    guidance, sigmas = bank.guidance(prompts.task), sampler.sigmas
+    guidance, sigmas, share = bank.guidance(prompts.task), sampler.sigmas, Share.of(len(prompts))
+    prompts = prompts.select(list(share.rows)).to(device)
     branches = replace(sampler, guidance=guidance).encode(model, prompts.texts, prompts.sources)
-    noise = sampler.initial_noise(model, step=0, ids=prompts.ids, members=[0] * len(prompts), stream=Stream.EVALUATION)
+    noise = sampler.initial_noise(
+        model,
+        step=0,
+        ids=prompts.ids,
+        members=[0] * len(prompts),
+        device=branches.device,
+        stream=Stream.EVALUATION,
+    )
     targets: list[Tensor] = []
-    with bank.gathered(prompts.task), bank.playing(prompts.task) as teacher:
+    with ExitStack() as whole:
+        if bank.has_own_transformer(prompts.task):
+            whole.enter_context(bank.gathered(prompts.task))
+        else:
+            whole.enter_context(gathered(model.transformer))
+        teacher = whole.enter_context(bank.playing(prompts.task))
         prefixes = [
             None if c is None else teacher.cache_prefix(c) for c in (branches.conditional, branches.unconditional)
         ]
@@ -116,7 +147,9 @@ def measure_gap(model: ImageModel, sampler: Sampler, bank: TeacherBank, prompts:
             return targets[-1]
 
         states = rollout(recorded, noise, sigmas, record_all=True).states
-    student = guided_velocity(model, model.cache_prefix(branches.conditional), None, _UNGUIDED)
-    for index, (latents, target) in enumerate(zip(states, targets, strict=True)):
-        sigma = float(sigmas[index])
-        gap.update(student(latents, index, sigma), target, torch.full_like(latents[:, 0, 0], sigma))
+    with gathered(model.transformer):
+        student = guided_velocity(model, model.cache_prefix(branches.conditional), None, _UNGUIDED)
+        for index, (latents, target) in enumerate(zip(states, targets, strict=True)):
+            sigma = float(sigmas[index])
+            velocity, own = student(latents, index, sigma), slice(share.own)
+            gap.update(velocity[own], target[own], torch.full_like(latents[own, 0, 0], sigma))

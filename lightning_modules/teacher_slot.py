@@ -53,8 +53,8 @@ class TeacherSlot:
         return sum(t.numel() * t.element_size() for weights in self._weights.values() for t in weights.values())
 
     def place(self, device: torch.device) -> None:
-        """Make room on the device, once."""
-        device = torch.device(device)
+        """Make room on the device, once. Shards stay where they rest, which may be the host."""
+        device = next((shard.device for shard in self._shards.values()), torch.device(device))
         offload = device.type != "cpu" if self._offload is None else self._offload
         if device == self._device and offload == self._own_storage:
             return
@@ -80,6 +80,9 @@ class TeacherSlot:
             if any(tensor.device.type == "cpu" for tensor in self._tensors().values()):
                 # Shards that rest on the host are overwritten by the host, which no stream holds back.
                 torch.cuda.current_stream(self._device).synchronize()
+        elif self._shards and torch.cuda.is_initialized():
+            # The device still reads shards that rest on the host, and the copy below would not wait for it.
+            torch.cuda.current_stream().synchronize()
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.stream(self._stream):
             release(self.transformer)  # whole weights that a forward left are those of another teacher
             for name, tensor in self._tensors().items():

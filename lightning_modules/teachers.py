@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from flow.guidance import Guidance, guide
+from lightning_modules.devices import to_device
 from lightning_modules.distillation_settings import TeacherSettings
 from lightning_modules.teacher_slot import TeacherSlot, base_tensors
 from models import Conditioning, ImageModel
@@ -48,6 +49,8 @@ class TeacherBank:
         spread: shards a model's units over the ranks, as it does the student's (see `strategies.distribute`). No rank
             then holds more than its piece of a teacher, on the device or waiting. None keeps them whole.
         offload: see `TeacherSlot`.
+        device: says where teachers compute; None takes where the student's weights are, which under FSDP2's CPU offload
+            is the host.
     """
 
     def __init__(
@@ -60,11 +63,13 @@ class TeacherBank:
         dtype: torch.dtype | None = None,
         spread: Spread | None = None,
         offload: bool | None = None,
+        device: Callable[[], torch.device] | None = None,
     ) -> None:
         self.teachers = dict(teachers)
         #: evaluations of each teacher, conditional and unconditional ones
         self.calls: Counter[str] = Counter()
         self._student = student
+        self._device = device or (lambda: next(student.transformer.parameters()).device)
         shared = None if shared_path is None else _key(shared_path)
         paths = {task: _key(t.path or model_path) for task, t in self.teachers.items()}
         #: key of the weights in the slot, by task; tasks that the student's own transformer plays are not in it
@@ -181,6 +186,8 @@ class TeacherBank:
         sigma: Tensor,
         conditional: Conditioning,
         unconditional: Conditioning | None,
+        *,
+        levels: Sequence[float] | None = None,
     ) -> Tensor:
         """The guided velocity of a task's teacher.
 
@@ -190,17 +197,23 @@ class TeacherBank:
             sigma: noise level of each, shape (M,).
             conditional: of the M states.
             unconditional: of the same with a blank prompt; None where the teacher has no guidance.
+            levels: the noise levels as the host knows them; None reads `sigma`, for which the host waits.
 
         Returns:
             float32, shape (M, S, C), without gradient.
         """
         guidance = self.guidance(task)
-        active = [i for i, level in enumerate(sigma.tolist()) if guidance.active(level)]
+        levels = sigma.tolist() if levels is None else levels
+        active = [i for i, level in enumerate(levels) if guidance.active(level)]
         with self.playing(task) as teacher:
             velocity = teacher.velocity(latents, sigma, conditional)
+            if len(active) == len(levels):
+                uncond = teacher.velocity(latents, sigma, unconditional)
+                return guide(velocity, uncond, guidance.scale, rescale=guidance.rescale)
             if active:
-                uncond = teacher.velocity(latents[active], sigma[active], unconditional.select(active))
-                velocity[active] = guide(velocity[active], uncond, guidance.scale, rescale=guidance.rescale)
+                rows = to_device(torch.tensor(active), latents.device)
+                uncond = teacher.velocity(latents[rows], sigma[rows], unconditional.select(active))
+                velocity[rows] = guide(velocity[rows], uncond, guidance.scale, rescale=guidance.rescale)
         return velocity
 
 

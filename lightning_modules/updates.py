@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from lightning_modules.devices import to_device
 from lightning_modules.objectives import Objective, Rollout, micro_batches
 from lightning_modules.reward_metrics import combined
 from lightning_modules.settings import ObjectiveSettings
@@ -58,8 +59,9 @@ class PolicyUpdates(TransformerTraining):
             metrics of the rollout; its loss is its share of the update's.
         """
         samples, steps = len(rollout.conditioning), self.objective.steps_a_sample(rollout)
+        advantages = to_device(advantages, rollout.device)
         collected: list[tuple[int, dict[str, Tensor]]] = []
-        for some in micro_batches(samples, steps, self.objective_settings.micro_batch_size):
+        for some in micro_batches(samples, steps, self.objective_settings.micro_batch_size, rollout.device):
             loss, metrics = self.objective.loss(
                 self.model, rollout, advantages, some, prepared, denominator=pairs or samples * steps
             )

@@ -136,17 +136,20 @@ class ScoreReader:
         open_rows = set(range(len(written)))
         for _ in range(self.settings.max_new_tokens + 1):
             tokens = logits.argmax(-1)
-            expected, mass = self._expected(logits)
-            for row, token in enumerate(tokens.tolist()):
+            scored: list[int] = []
+            for row, token in enumerate(tokens.tolist()):  # the one wait for the device a token
                 if row not in open_rows:
                     continue
                 if token in self.digits and ends_before_digit(self._text(written[row])):
-                    scores[row], outside[row] = expected[row], mass[row]
+                    scored.append(row)
                     open_rows.discard(row)
                 elif token == end or len(written[row]) == self.settings.max_new_tokens:
                     open_rows.discard(row)
                 else:
                     written[row].append(token)
+            if scored:
+                expected, mass = self._expected(logits)
+                scores[scored], outside[scored] = expected[scored], mass[scored]
             if not open_rows:
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -170,8 +173,8 @@ class ScoreReader:
         tokenizer, image = self.processor.tokenizer, self.processor.image_token_id
         shared = shared_prefix(rows, stop=image)
         rest = pad_left([row[shared:] for row in rows], pad_id=tokenizer.pad_token_id, image_token_id=image)
-        prefix = torch.tensor([rows[0][:shared]], dtype=torch.long, device=device)
-        ids = torch.cat([prefix.cpu().expand(len(rows), -1), rest["input_ids"]], dim=1).to(device)
+        prefix = torch.tensor([rows[0][:shared]], dtype=torch.long)
+        ids = torch.cat([prefix.expand(len(rows), -1), rest["input_ids"]], dim=1).to(device)
         mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.long), rest["attention_mask"]], dim=1).to(device)
         images = {name: tensor.to(device) for name, tensor in encoded.images.items()}
         positions, _ = self.model.model.get_rope_index(
@@ -180,7 +183,7 @@ class ScoreReader:
         cache = DynamicCache(config=self.model.config)
         if shared:
             self.model(
-                input_ids=prefix,
+                input_ids=ids[:1, :shared],
                 position_ids=positions[:, :1, :shared],
                 past_key_values=cache,
                 use_cache=True,
@@ -199,8 +202,8 @@ class ScoreReader:
         return output.logits[:, -1], cache, mask, positions.amax(dim=(0, 2)) + 1
 
     def _expected(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        score, mass = expected_score(logits, self.digits)
-        return score.cpu(), mass.cpu()
+        score, mass = torch.stack(expected_score(logits, self.digits)).cpu().unbind()
+        return score, mass
 
     def _text(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

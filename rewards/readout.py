@@ -79,7 +79,8 @@ def digit_readout(logits: Tensor, digit_token_ids: Sequence[int]) -> tuple[Tenso
         (score, log_inside), float32 of shape (...,): log_inside is at most 0 up to rounding.
     """
     logits = logits.float()
-    chosen = logits[..., list(digit_token_ids)]
+    # One view a digit: indices would have to be copied to the device, for which the host waits.
+    chosen = torch.stack([logits[..., token] for token in digit_token_ids], dim=-1)
     values = torch.arange(1, len(digit_token_ids) + 1, dtype=torch.float32, device=logits.device)
     score = (chosen.softmax(-1) * values).sum(-1)
     return score, chosen.logsumexp(-1) - logits.logsumexp(-1)

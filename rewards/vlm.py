@@ -5,22 +5,43 @@ Shapes: N samples.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from models.vision_language import check_vlm_path, load_vlm
 from rewards.base import Reward, Samples
 from rewards.conversation import Question
+from rewards.fingerprints import digest, digest_directory
 from rewards.pixels import finite_images, quantise
 from rewards.reading import Answers, ScoreReader
 from rewards.rubrics import Rubric
 from rewards.spec import RewardSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+VLMDtype = Literal["auto", "float32", "bfloat16"]
+
+
+def planned_dtype(dtype: VLMDtype, *, on_gpu: bool) -> torch.dtype:
+    """What a reward model's weights are held in.
+
+    Args:
+        dtype: as configured. `auto` is bfloat16 on a GPU, where float32 is about ten times slower, else float32.
+        on_gpu: whether the model runs on a GPU that computes in bfloat16.
+    """
+    return DTYPES[("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype]
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """What the weights of a model directory are stored in, from its config alone; float32 if that does not say."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    return DTYPES.get(config.get("dtype") or config.get("torch_dtype"), torch.float32)
 
 
 class VLMReward(Reward):
@@ -39,7 +60,8 @@ class VLMReward(Reward):
         batch_size: images scored at a time.
         max_outside: most probability outside of the digits at the score's position; with more, NaN.
         cap: apply the rubric's cap.
-        dtype: of the weights.
+        dtype: of the weights. `auto` takes bfloat16 on a GPU that computes in it, else float32; the first images
+            decide.
         device: where to run; None follows the images.
 
     Raises:
@@ -56,7 +78,7 @@ class VLMReward(Reward):
         batch_size: int | None = None,
         max_outside: float | None = None,
         cap: bool | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: VLMDtype = "auto",
         device: str | None = None,
     ) -> None:
         check_vlm_path(path)
@@ -69,7 +91,9 @@ class VLMReward(Reward):
         }  # fmt: skip
         self.settings = replace(spec.reading, **{name: value for name, value in given.items() if value is not None})
         self.spec, self.device = spec, device
-        model, processor = load_vlm(path, dtype=DTYPES[dtype])
+        self.path, self.dtype = path, dtype
+        self._placed = False
+        model, processor = load_vlm(path, dtype=stored_dtype(path) if dtype == "auto" else DTYPES[dtype])
         self.reader = ScoreReader(model.requires_grad_(False), processor, self.settings)
         if self.reader.digits != spec.digit_token_ids:
             raise ValueError(
@@ -91,7 +115,7 @@ class VLMReward(Reward):
         """
         if self.rubric.task == "edit" and samples.sources is None:
             raise ValueError(f"The reward '{self.rubric.name}' judges edits, but the samples have no source images.")
-        self.reader.model.to(self.device if self.device is not None else samples.images.device)
+        self._place(torch.device(self.device) if self.device is not None else samples.images.device)
         images, finite = finite_images(samples.images)
         pictures = quantise(images)
         sources = None if samples.sources is None else quantise(finite_images(samples.sources)[0])
@@ -108,6 +132,21 @@ class VLMReward(Reward):
         answers = replace(answers, scores=torch.where(finite, answers.scores, torch.nan))
         self._count(answers)
         return answers
+
+    def _place(self, device: torch.device) -> None:
+        """Put the model on the device that is to compute, the first time in the dtype for it."""
+        if not self._placed:
+            # Emulated bfloat16 is slower than float32.
+            native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            cast_weights(self.reader.model, planned_dtype(self.dtype, on_gpu=native))
+            self._placed = True
+        self.reader.model.to(device)
+
+    @override
+    def fingerprint(self) -> str:
+        """See `Reward.fingerprint`: of the export's files, as the weights in memory change dtype once they are used."""
+        parts = {"files": digest_directory(self.path), "rubric": self.rubric, "dtype": self.dtype}
+        return digest(parts | {"settings": self.settings})
 
     @override
     def statistics(self) -> dict[str, float]:
@@ -137,3 +176,10 @@ class VLMReward(Reward):
         }
         for name, value in found.items():
             self._totals[name] += value
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring floating-point parameters to a dtype. Buffers, such as rotary frequencies, keep their precision."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

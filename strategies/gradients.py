@@ -30,12 +30,13 @@ def finish_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Ten
         max_norm: largest norm of all gradients together.
 
     Returns:
-        The norm before clipping, float32 scalar on the CPU, the same on every rank; not finite if any gradient isn't.
+        The norm before clipping, float32 scalar where the gradients are, the same on every rank; not finite if any
+        gradient isn't.
     """
     trainable = list(parameters)
     average_gradients(trainable)
     norm = nn.utils.clip_grad_norm_(trainable, max_norm)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach().float().cpu()
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach().float()
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -77,15 +78,24 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def finite_everywhere(*values: Tensor) -> bool:
-    """Whether these numbers are finite on every rank: all ranks get the same answer, and must all ask."""
-    return not any_rank(not all(bool(torch.isfinite(value).all()) for value in values))
+    """Whether these numbers are finite on every rank: all ranks get the same answer, and must all ask.
+
+    The host waits for the device once, however many numbers there are.
+    """
+    home = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    bad = torch.stack([~torch.isfinite(value).all().to(home) for value in values]).any()
+    return not any_rank(bad)
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is up on any rank; all ranks get the same answer, and must all ask."""
+def any_rank(flag: bool | Tensor) -> bool:
+    """Whether the flag is up on any rank: all ranks get the same answer, and must all ask.
+
+    Args:
+        flag: of this rank, a bool or a tensor with one.
+    """
     if world_size() == 1:
-        return flag
-    vote = torch.tensor(int(flag), dtype=torch.int32, device=exchange_device())
+        return bool(flag)
+    vote = torch.as_tensor(flag, dtype=torch.int32, device=exchange_device())
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
     return bool(vote.item())
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from datamodules.batches import Prompts
 from flow.rollout import Trajectory
+from lightning_modules.devices import to_device
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings
 from models import Conditioning, ImageModel
 
@@ -31,7 +33,7 @@ class Rollout:
     Attributes:
         prompts: P prompts.
         trajectory: final latents (N, S, C) and, at the stochastic steps, states and next states (K, N, S, C).
-        sigmas: the schedule (T + 1,).
+        sigmas: the schedule (T + 1,), on the host.
         conditioning: of the N samples.
         unconditional: of the N samples with a blank prompt; None unless guidance is part of the objective.
         members: which image of its group each sample is, length N.
@@ -53,23 +55,64 @@ class Rollout:
         """Prompt id of each sample."""
         return [self.prompts.ids[row] for row in self.conditioning.rows.tolist()]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the latents are."""
+        return self.trajectory.latents.device
+
+    @cached_property
+    def step_sigmas(self) -> tuple[Tensor, Tensor]:
+        """Noise levels before and after each recorded step, each (K,), copied to the latents' device once."""
+        index = torch.tensor(self.trajectory.steps)
+        return to_device(self.sigmas[index], self.device), to_device(self.sigmas[index + 1], self.device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """M (sample, step) pairs: indices into the N samples and the K steps, each int64 (M,)."""
+    """M (sample, step) pairs.
+
+    Attributes:
+        sample: index into the N samples, int64 (M,), on the device of the tensors that it indexes.
+        step: index into the K steps, int64 (M,), there as well.
+        samples: the same as `sample`, known to the host.
+        steps: the same as `step`, known to the host.
+    """
 
     sample: Tensor
     step: Tensor
+    samples: tuple[int, ...]
+    steps: tuple[int, ...]
 
     def __len__(self) -> int:
-        return self.sample.shape[0]
+        return len(self.samples)
 
 
-def micro_batches(num_samples: int, num_steps: int, size: int) -> Iterator[Pairs]:
-    """All pairs, sample by sample, in pieces of at most `size`."""
-    index = torch.arange(num_samples * num_steps)
-    for piece in index.split(size):
-        yield Pairs(sample=piece // num_steps, step=piece % num_steps)
+def micro_batches(
+    num_samples: int,
+    num_steps: int,
+    size: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
+) -> Iterator[Pairs]:
+    """All pairs, sample by sample, in pieces of at most `size`.
+
+    The indices are counted on the device and on the host, so that neither waits for the other.
+
+    Args:
+        num_samples: N.
+        num_steps: K.
+        size: most pairs of a piece.
+        device: of the tensors that will be indexed.
+    """
+    total = num_samples * num_steps
+    for start in range(0, total, size):
+        numbers = range(start, min(start + size, total))
+        index = torch.arange(numbers.start, numbers.stop, device=device)
+        yield Pairs(
+            sample=index // num_steps,
+            step=index % num_steps,
+            samples=tuple(number // num_steps for number in numbers),
+            steps=tuple(number % num_steps for number in numbers),
+        )
 
 
 class Objective(ABC):
@@ -121,4 +164,7 @@ class Objective(ABC):
         prepared: dict[str, Tensor],
         denominator: int,
     ) -> tuple[Tensor, Metrics]:
-        """This micro-batch's share of the mean over `denominator` pairs, and its detached metrics."""
+        """This micro-batch's share of the mean over `denominator` pairs, and its detached metrics.
+
+        Advantages (N,) that are on the device of the latents already cost no wait.
+        """

@@ -11,6 +11,7 @@ from torch import Tensor
 from flow.noise import Stream, batch_noise, keyed_generator
 from flow.objectives import nft_loss
 from flow.schedule import noise_latents
+from lightning_modules.devices import to_device
 from lightning_modules.objectives.base import Metrics, Objective, Pairs, Rollout, micro_batches
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings
 from models import ImageModel
@@ -55,8 +56,8 @@ class NFT(Objective):
             sigma = settings.nft_sigma_low + uniform * (settings.nft_sigma_high - settings.nft_sigma_low)
             shape = tuple(x_0.shape[1:])
             noise = batch_noise(shape, ids=rollout.ids, members=members, stream=Stream.FORWARD, **key)
-            sigmas.append(sigma.to(x_0.device))
-            noised.append(noise_latents(x_0, noise.to(x_0.device), sigmas[-1]))
+            sigmas.append(to_device(sigma, x_0.device))
+            noised.append(noise_latents(x_0, to_device(noise, x_0.device), sigmas[-1]))
         return torch.stack(sigmas), torch.stack(noised)
 
     def prepare(self, model: ImageModel, rollout: Rollout, update: int) -> dict[str, Tensor]:
@@ -79,9 +80,9 @@ class NFT(Objective):
             model.velocity(
                 prepared["x_t"][pairs.step, pairs.sample],
                 prepared["sigma"][pairs.step, pairs.sample],
-                rollout.conditioning.select(pairs.sample),
+                rollout.conditioning.select(pairs.samples),
             )
-            for pairs in micro_batches(samples, steps, self.settings.micro_batch_size)
+            for pairs in micro_batches(samples, steps, self.settings.micro_batch_size, rollout.device)
         ]
         return torch.cat(made).unflatten(0, (samples, steps)).transpose(0, 1)
 
@@ -96,7 +97,7 @@ class NFT(Objective):
     ) -> tuple[Tensor, Metrics]:
         """See `Objective.loss`."""
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
-        velocity = model.velocity(at["x_t"], at["sigma"], rollout.conditioning.select(pairs.sample))
+        velocity = model.velocity(at["x_t"], at["sigma"], rollout.conditioning.select(pairs.samples))
         return nft_loss(
             velocity,
             at.get("velocity_old", velocity.detach()),

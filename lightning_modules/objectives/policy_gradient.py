@@ -13,6 +13,7 @@ from torch import Tensor
 from flow.guidance import guide
 from flow.objectives import clipped_policy_loss, guarded_policy_loss, kl_to_reference, step_weights
 from flow.transitions import transition
+from lightning_modules.devices import to_device
 from lightning_modules.objectives.base import Metrics, Objective, Pairs, Rollout, micro_batches
 from lightning_modules.settings import ObjectiveSettings, RolloutSettings
 from models import ImageModel
@@ -73,7 +74,7 @@ class PolicyGradient(Objective):
         """Attributes of every pair's `ReplayedStep`, each (K, N, ...), under the names that `kept` gives them."""
         samples, steps = len(rollout.conditioning), self.steps_a_sample(rollout)
         values: dict[str, list[Tensor]] = {name: [] for name in kept}
-        for pairs in micro_batches(samples, steps, self.settings.micro_batch_size):
+        for pairs in micro_batches(samples, steps, self.settings.micro_batch_size, rollout.device):
             # Grad stays enabled so that the very same kernels run as in the update: the ratio must be exactly 1.
             step = self._replay(model, rollout, pairs)
             for name, attribute in kept.items():
@@ -82,9 +83,8 @@ class PolicyGradient(Objective):
 
     def _replay(self, model: ImageModel, rollout: Rollout, pairs: Pairs) -> ReplayedStep:
         trajectory, settings = rollout.trajectory, self.rollout_settings
-        index = torch.tensor(trajectory.steps)[pairs.step]
         x = trajectory.states[pairs.step, pairs.sample]
-        sigma, sigma_next = rollout.sigmas[index].to(x.device), rollout.sigmas[index + 1].to(x.device)
+        sigma, sigma_next = (levels[pairs.step] for levels in rollout.step_sigmas)
         step = transition(
             settings.transition,
             x,
@@ -99,19 +99,18 @@ class PolicyGradient(Objective):
 
     def _velocity(self, model: ImageModel, rollout: Rollout, pairs: Pairs, x: Tensor, sigma: Tensor) -> Tensor:
         guidance = self.rollout_settings.guidance
-        velocity = model.velocity(x, sigma, rollout.conditioning.select(pairs.sample))
+        velocity = model.velocity(x, sigma, rollout.conditioning.select(pairs.samples))
         if rollout.unconditional is None:
             return velocity
-        blank = model.velocity(x, sigma, rollout.unconditional.select(pairs.sample))
-        active = torch.tensor([guidance.active(float(s)) for s in sigma], device=x.device)
+        blank = model.velocity(x, sigma, rollout.unconditional.select(pairs.samples))
         guided = guide(velocity, blank, guidance.scale, rescale=guidance.rescale)
-        return torch.where(active[:, None, None], guided, velocity)
+        return torch.where(guidance.active_rows(sigma)[:, None, None], guided, velocity)
 
     def _step_weights(self, rollout: Rollout) -> Tensor:
-        """The weight of each of the K trained steps, on the CPU."""
+        """The weight of each of the K trained steps."""
         index = torch.tensor(rollout.trajectory.steps)
         nothing = torch.zeros(len(index), 1)  # the std depends on the noise levels alone
-        sigmas, settings = rollout.sigmas.cpu(), self.rollout_settings
+        sigmas, settings = rollout.sigmas, self.rollout_settings
         step = transition(
             settings.transition,
             nothing,
@@ -121,7 +120,7 @@ class PolicyGradient(Objective):
             noise_level=settings.noise_level,
             sigma_cap=float(sigmas[1]),
         )
-        return step_weights(step.std.flatten())
+        return to_device(step_weights(step.std.flatten()), rollout.device)
 
     def loss(
         self,
@@ -138,7 +137,7 @@ class PolicyGradient(Objective):
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
         weights = None
         if self.settings.step_weights == "noise":
-            weights = self._step_weights(rollout)[pairs.step].to(step.log_prob.device)
+            weights = self._step_weights(rollout)[pairs.step]
         common = {
             "log_prob": step.log_prob,
             "log_prob_old": at.get("log_prob", step.log_prob.detach()),

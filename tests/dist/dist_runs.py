@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from dist_data import ToyCaptions
+from dist_shared import Witness
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from planted import Brightness
@@ -46,9 +47,11 @@ class Run:
         save_every: iterations between checkpoints.
         resume: checkpoint to go on from.
         module: changes of the module's arguments.
+        data: changes of the data module's arguments.
         strategy_settings: changes of the strategy's arguments.
         extra: callbacks of the run, besides those of all runs.
         validate: at the end.
+        witness: leave what each rank drew and asked beside the record (see `dist_shared`).
     """
 
     stage: str
@@ -61,9 +64,11 @@ class Run:
     save_every: int = 1
     resume: str | None = None
     module: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     strategy_settings: dict[str, Any] = field(default_factory=dict)
     extra: tuple[Callback, ...] = ()
     validate: bool = False
+    witness: bool = False
 
 
 class Recorder(Callback):
@@ -170,11 +175,12 @@ def fit(run: Run) -> None:
     saver = ModelCheckpoint(
         dirpath=run.directory, every_n_train_steps=run.save_every * updates, save_top_k=-1, save_last="link"
     )
+    witnesses = [Witness(run.directory)] if run.witness else []
     trainer = Trainer(
         accelerator="cpu",
         default_root_dir=run.directory,
         max_steps=run.steps * updates,
-        callbacks=[WeightEMA(decay=0.7), *run.extra, Recorder(run), saver],
+        callbacks=[WeightEMA(decay=0.7), *witnesses, *run.extra, Recorder(run), saver],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -231,7 +237,7 @@ def grpo(run: Run, kind: str = "clipped", **rollout: Any) -> tuple[LightningModu
         "objective": ObjectiveSettings(kind=kind, micro_batch_size=4, updates=2),
     } | run.module
     prompts = {name: run.files[name] for name in ("train_file", "validation_file", "test_file")}
-    return GRPOPolicy(**arguments), PromptDataModule(**prompts, prompts_per_step=2)
+    return GRPOPolicy(**arguments), PromptDataModule(**prompts, **({"prompts_per_step": 2} | run.data))
 
 
 def student(run: Run) -> tuple[LightningModule, LightningDataModule]:
@@ -243,7 +249,7 @@ def student(run: Run) -> tuple[LightningModule, LightningDataModule]:
         "distillation": DistillationSettings(num_steps=3, batch_size=1, micro_batch_size=4),
     } | run.module
     prompts = {name: run.files[name] for name in ("train_file", "validation_file", "test_file")}
-    return DistillationStudent(**arguments), PromptDataModule(**prompts, prompts_per_step=4)
+    return DistillationStudent(**arguments), PromptDataModule(**prompts, **({"prompts_per_step": 4} | run.data))
 
 
 STAGES = {"student": student, "clipped": grpo, "nft": partial(grpo, kind="nft"), "flow_pretrain": flow_pretrain, "reward_finetune": reward_finetune}

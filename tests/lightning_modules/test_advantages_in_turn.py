@@ -13,9 +13,10 @@ from torch import Tensor
 
 from datamodules.batches import Prompts
 from flow.advantages import group_advantages
-from lightning_modules.advantages import Advantages, AdvantageSettings, Outcome, Scored, gather_ranks
+from lightning_modules.advantages import Advantages, AdvantageSettings, Outcome, Scored
 from lightning_modules.hooks import FixedWeights, GroupGate, weights_by_task
 from lightning_modules.settings import ObjectiveSettings
+from lightning_modules.shares import gather_ranks
 
 NAMES = ("a", "b")
 WEIGHTS = {"t2i": {"a": 0.75, "b": 0.25}, "edit": {"b": 1.0}}
@@ -24,14 +25,14 @@ OBJECTIVE = ObjectiveSettings(std_floor=0.1, advantage_clip=5.0)
 
 def piece(first: int, asked: list[int], scores: Tensor, *, edit: bool = False) -> Scored:
     """One prompt with a group of three, and a note of when its scores were waited for."""
-    ids = (first,) * 3
 
     def join() -> Tensor:
         asked.append(first)
         return scores
 
-    sources = torch.zeros(3, 3, 2, 2) if edit else None
-    return Scored(samples=Prompts(ids=ids, texts=("x",) * 3, categories=("c",) * 3, sources=sources), scores=join)
+    sources = torch.zeros(1, 3, 2, 2) if edit else None
+    prompts = Prompts(ids=(first,), texts=("x",), categories=("c",), sources=sources)
+    return Scored(prompts=prompts, members=3, scores=join)
 
 
 SCORES = torch.tensor([[1.0, 2], [3, 2], [2, 5], [4, 1], [4, 3], [1, float("nan")]])
@@ -48,7 +49,6 @@ def made(settings: AdvantageSettings, gates: list[GroupGate] | None = None) -> A
         reward_names=NAMES,
         weight_source=FixedWeights(WEIGHTS),
         gates=gates or [],
-        device=torch.device("cpu"),
     )
 
 
@@ -120,7 +120,7 @@ def _rank(rank: int, directory: Path, answers: multiprocessing.Queue) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     own = [pieces([])[rank]]
     outcomes = list(made(AdvantageSettings(batch_normalise=True)).in_turn(own))
-    large = gather_ranks(torch.tensor([2**53 + 1 + rank]), torch.device("cpu"))
+    large = gather_ranks(torch.tensor([2**53 + 1 + rank]))
     answers.put((rank, outcomes[0].advantages.tolist(), large.tolist()))
     dist.barrier()
     dist.destroy_process_group()

@@ -15,7 +15,7 @@ from rewards.conversation import Question, encode_questions
 from rewards.pixels import quantise
 from rewards.reading import ReadingSettings, ScoreReader, shared_prefix
 from rewards.readout import SCORE_TEMPLATE, expected_score
-from rewards.vlm import VLMReward
+from rewards.vlm import VLMReward, cast_weights, planned_dtype
 
 
 @cache
@@ -263,3 +263,24 @@ def test_sharing_the_prefix_changes_no_score(monkeypatch) -> None:
     apart = reward().answers(whole)
     torch.testing.assert_close(shared.scores, apart.scores, atol=1e-4, rtol=0)
     assert shared.reasoning == apart.reasoning
+
+
+def test_weights_are_in_bfloat16_on_a_gpu_alone() -> None:
+    assert planned_dtype("auto", on_gpu=True) == torch.bfloat16
+    assert planned_dtype("auto", on_gpu=False) == torch.float32
+    assert planned_dtype("float32", on_gpu=True) == torch.float32
+    automatic = VLMReward(trained()[1], "brightness", max_outside=1.0)
+    plain = VLMReward(trained()[1], "brightness", max_outside=1.0, dtype="float32")
+    before = automatic.fingerprint()
+    assert torch.equal(automatic.score(samples(4)), plain.score(samples(4)))
+    assert automatic.fingerprint() == before
+    assert automatic.fingerprint() != plain.fingerprint()
+    assert {p.dtype for p in automatic.reader.model.parameters()} == {torch.float32}
+
+
+def test_casting_keeps_the_precision_of_buffers() -> None:
+    layer = torch.nn.BatchNorm1d(3)
+    cast_weights(layer, torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.running_mean.dtype == torch.float32
+    assert layer.num_batches_tracked.dtype == torch.int64
