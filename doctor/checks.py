@@ -40,6 +40,11 @@ def faults(setup: Setup) -> list[str]:
     return _found(setup, FAULTS)
 
 
+def problems_of_files(setup: Setup) -> list[str]:
+    """Which teachers and curated scores are missing. A plan can be made without them."""
+    return _found(setup, FILES)
+
+
 def _found(setup: Setup, checks: Sequence[Check]) -> list[str]:
     chosen = checks if setup.stage == "fit" else [check for check in checks if check not in OF_TRAINING]
     return [message for check in chosen for message in check(setup)]
@@ -262,7 +267,9 @@ FAULTS: tuple[Check, ...] = (
     _precision,
     _quantised_optimizer,
 )
-CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume, _teachers_are_there, _curated_scores_are_there)
+CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume)
+#: files that the run needs and its plan does not
+FILES: tuple[Check, ...] = (_teachers_are_there, _curated_scores_are_there)
 #: those that have nothing to say of a run that only samples
 OF_TRAINING = (
     _ranks_share_prompts,

@@ -9,15 +9,19 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cli_errors import SettingError, refuse
 from doctor import report
-from doctor.checks import problems, problems_of_copies, problems_of_disk
+from doctor.checks import problems, problems_of_copies, problems_of_disk, problems_of_files
 from doctor.devices import Device, find_device, parse_fleet
 from doctor.native import describe, problems_of_guidance
 from doctor.plan import Plan, fit, make_plan
 from doctor.setup import Setup, setup_of
+from doctor.stubs import stand_in_for_data
 from doctor.weights import Components, build
 
 #: share of the peak assumed where nothing is measured: what large transformers reach with sharding and checkpointing
@@ -41,20 +45,47 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
     if not 0 < options.utilisation <= 1:
         raise SettingError(f"--utilisation is {options.utilisation}; it is a share of the peak, in (0, 1].")
     with _nothing_compiled():
-        setup = setup_of(make_cli(_examination(base, options.stage), [options.stage, *rest]), options.stage)
-        _answer(setup, options, device, fleet)
+        setup, missing = examined(options.stage, rest, make_cli, base)
+        _answer(setup, missing, options, device, fleet)
 
 
-def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fleet: tuple[int, Device] | None) -> None:
+def examined(
+    stage: str, args: list[str], make_cli: Callable[[type, list[str]], Any], base: type
+) -> tuple[Setup, list[str]]:
+    """What a run needs to be planned, with stand-ins for its rewards and for data files that are not there.
+
+    Args:
+        stage: subcommand that the configs are meant for.
+        args: configs and overrides.
+        make_cli: see `examine`.
+        base: see `examine`.
+
+    Returns:
+        The run, and a sentence on each file that is missing.
+    """
+    with TemporaryDirectory() as directory:
+        cli = make_cli(_examination(base, stage, Path(directory)), [stage, *args])
+        return setup_of(cli, stage), cli.missing
+
+
+def _answer(
+    setup: Setup,
+    missing: list[str],
+    options: argparse.Namespace,
+    device: Device | None,
+    fleet: tuple[int, Device] | None,
+) -> None:
     path = getattr(setup.model, "model_path", None)
     refuse(problems(setup))
+    absent = [*missing, *problems_of_files(setup)]
     parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
     if parts is None:
+        refuse(absent)
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
         return
     if options.stage != "fit":
         print("\n".join([*report.sources(path), *describe(setup), *report.parameters(parts)]))
-        refuse(problems_of_guidance(setup))
+        refuse([*absent, *problems_of_guidance(setup)])
         print("The configuration is sound.")
         return
     plan = make_plan(setup, parts)
@@ -66,8 +97,9 @@ def _answer(setup: Setup, options: argparse.Namespace, device: Device | None, fl
         proposed = fit(plan, *fleet)
         print("\n".join([*report.overrides(proposed), *report.memory(proposed)]))
         print("\n".join(report.speed(proposed, fleet[1], options.utilisation)))
-    # The plan is worth seeing on a machine that the run is not meant for, so its limits come last.
-    refuse([*problems_of_guidance(setup), *problems_of_copies(setup, parts), *problems_of_disk(setup, parts)])
+    # The plan is worth seeing before the data are there, and on a machine that the run is not meant for.
+    late = (problems_of_guidance(setup), problems_of_copies(setup, parts), problems_of_disk(setup, parts))
+    refuse([*absent, *chain(*late)])
     if plan is not None and fleet is None and device is not None and plan.peak > device.memory:
         raise SettingError(
             f"A rank needs {plan.peak / 1e9:.0f} GB and a {device.name} has {device.memory / 1e9:.0f}: --fit "
@@ -107,8 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examination(base: type, stage: str) -> type:
-    """A CLI that builds module and data and stops there: no trainer, no weights."""
+def _examination(base: type, stage: str, directory: Path) -> type:
+    """A CLI that builds module and data and stops there: no trainer, no weights.
+
+    It writes files that stand in for missing data into `directory` and lists what is missing in `missing`.
+    """
 
     class Examination(base):
         @staticmethod
@@ -118,6 +153,7 @@ def _examination(base: type, stage: str) -> type:
         def before_instantiate_classes(self) -> None:
             super().before_instantiate_classes()
             _plan_rewards(self.config[self.subcommand])
+            self.missing = stand_in_for_data(self.config[self.subcommand].get("data"), directory)
 
         def instantiate_trainer(self, **kwargs: Any) -> None:
             return None

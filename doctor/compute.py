@@ -5,49 +5,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from doctor.devices import Device
-from doctor.probe import ForwardCost
+from doctor.readings import Readings
 from doctor.workload import Workload
-
-#: operations of forward and backward together, in forwards: all weights trained, or an adapter on frozen ones
-FULL_BACKWARD, ADAPTER_BACKWARD = 3.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Operations of one rank in an iteration, by phase, 10^12 each."""
+    """Operations of one rank in an iteration, by phase."""
 
     phases: dict[str, float]
 
     @property
     def total(self) -> float:
-        """10^12 operations of one rank in an iteration."""
+        """Operations of one rank in an iteration."""
         return sum(self.phases.values())
 
     def seconds(self, device: Device, utilisation: float) -> float:
         """Seconds an iteration takes where the device does `utilisation` of its peak; rewards run meanwhile or add."""
-        return self.total / (device.tflops * utilisation)
+        return self.total / (device.tflops * 1e12 * utilisation)
 
 
-def compute_of(
-    work: Workload, update: ForwardCost, rollout: ForwardCost, *, micro_batch: int, adapter: bool, checkpointing: bool
-) -> Compute:
+def compute_of(work: Workload, readings: Readings, *, micro_batch: int, guided_update: bool) -> Compute:
     """Operations by phase; text encoder and VAE, a few per cent at 40 steps, are left out.
 
     Args:
         work: the iteration.
-        update: cost of a forward of `micro_batch` pairs.
-        rollout: cost of a forward of the rollout's batch. Its prefixes, computed once a rollout, are counted each step.
-        micro_batch: pairs of `update`.
-        adapter: an adapter is trained.
-        checkpointing: a further forward in the backward pass.
+        readings: of its moments. A rollout's prefixes, computed once, are left out.
+        micro_batch: pairs of the update that was read.
+        guided_update: whether it evaluates the unconditional branch, which counts as an evaluation of its own.
     """
+    rollout, update = readings.rollout, readings.update
+    pair = micro_batch * (2 if guided_update else 1)
+    cost = {
+        "rollout, unconditional": (rollout.unconditional or rollout.conditional).flops / work.rollout_batch,
+        "training": (update.forward.flops + update.backward.flops) / pair,
+    }
+    if readings.teacher is not None:
+        # Guided or not, an evaluation counts once a branch; the prefix is computed anew with each.
+        branches = 1 if readings.teacher.unconditional is None else 2
+        taught = readings.teacher.prefix.flops + readings.teacher.evaluation.flops
+        cost["teacher"] = taught / micro_batch / branches
     phases = {}
     for phase in work.phases:
-        per_sample = update.flops / micro_batch
-        factor = 1.0
-        if "rollout" in phase.name:
-            per_sample = rollout.flops / work.rollout_batch
-        if phase.backward:
-            factor = (ADAPTER_BACKWARD if adapter else FULL_BACKWARD) + (1.0 if checkpointing else 0.0)
-        phases[phase.name] = phase.evaluations * per_sample * factor / 1e12
+        rolls = "rollout" in phase.name
+        other = rollout.conditional.flops / work.rollout_batch if rolls else update.forward.flops / pair
+        phases[phase.name] = phase.evaluations * cost.get(phase.name, other)
     return Compute(phases=phases)

@@ -1,27 +1,29 @@
-"""Memory of one rank, item by item, in bytes.
+"""Memory of one rank in bytes: what is always there, and what each moment of an iteration adds.
 
-Weights, gradients and optimizer states are exact; activations come from the probe; the VAE's decoder is a rough figure.
-Not counted: the driver's context, fragmentation, and rewards other than vision-language models that run in the process.
+Moments follow one another, so the peak is that of the fullest one. Weights, gradients and optimizer states are exact;
+the rest is read from the project's own code on the meta device (`doctor.bench`).
+
+Not counted: the driver's context, fragmentation, workspaces of kernels, and what rewards in this process compute.
+The forwards of an old policy or a reference are left out, because an update's forward takes more.
 """
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import nn
 
-from doctor.probe import ForwardCost, Load, forward_cost
+from callbacks import UpdateProbe
+from doctor.readings import Readings
 from doctor.setup import Setup
-from doctor.weights import Components, count, optimizer_bytes, trained
+from doctor.weights import Components, count, optimizer_bytes, step_bytes, trained
 from doctor.workload import Workload
-from models.vae import VAE_PIXELS
+from models.memory import FROZEN_DTYPES
 
 FLOAT = 4
-#: what the VAE's decoder holds at once, in feature maps of full resolution; counted on Qwen-Image 2.1's
-VAE_FEATURE_MAPS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,111 +33,192 @@ class Item:
     Attributes:
         name: of the item.
         size: bytes on one rank's device.
-        phase: `always`, or the phase it exists in: `rollout` or `update`.
         host: bytes on the host instead, where it is offloaded.
     """
 
     name: str
     size: int
-    phase: str = "always"
     host: int = 0
 
 
-def peak(items: list[Item]) -> int:
-    """Bytes at the fuller of the two phases."""
-    always = sum(item.size for item in items if item.phase == "always")
-    return always + max(sum(i.size for i in items if i.phase == phase) for phase in ("rollout", "update"))
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What exists at one moment of an iteration, beside what is always there."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on one rank's device."""
+        return sum(item.size for item in self.items)
 
 
-def memory_items(
-    setup: Setup, parts: Components, work: Workload, update: ForwardCost, rollout: ForwardCost
-) -> list[Item]:
-    """Every item of a GRPO or distillation run.
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Everything on one rank."""
+
+    always: tuple[Item, ...]
+    moments: tuple[Moment, ...]
+
+    @property
+    def fullest(self) -> Moment:
+        """The moment that takes most."""
+        return max(self.moments, key=lambda moment: moment.size)
+
+    @property
+    def peak(self) -> int:
+        """Bytes on one rank's device at the fullest moment."""
+        return sum(item.size for item in self.always) + self.fullest.size
+
+
+def memory_of(setup: Setup, parts: Components, work: Workload, readings: Readings) -> Memory:
+    """Everything that a GRPO or distillation run has in memory.
 
     Args:
         setup: the run.
         parts: its model on the meta device.
         work: its workload.
-        update: cost of a micro-batch's forward with gradient.
-        rollout: cost of the rollout's batch.
+        readings: of its moments.
     """
+    always = tuple(item for item in _always(setup, parts) if item.size or item.host)
+    moments = _Moments(setup, parts, work, readings)
+    return Memory(always=always, moments=tuple(_nonempty(moment) for moment in moments.all()))
+
+
+def _nonempty(moment: Moment) -> Moment:
+    return Moment(name=moment.name, items=tuple(item for item in moment.items if item.size or item.host))
+
+
+def _always(setup: Setup, parts: Components) -> Iterator[Item]:
+    """Weights and what belongs to them."""
     model, shards, host = setup.model, setup.shards, setup.offload
     trains = trained(parts.transformer)
-    values = count(trains)
-    frozen = 2 if getattr(model, "frozen_dtype", "float32") == "bfloat16" else FLOAT
-    weights = values * FLOAT + (count(parts.transformer.parameters()) - values) * frozen
-    states = optimizer_bytes(model.make_optimizer).total(trains)
+    values, held, text = count(trains), setup.dtypes.transformer.itemsize, setup.dtypes.text_encoder.itemsize
 
-    def shared(name: str, size: int) -> Item:
+    def shared(name: str, size: float) -> Item:
         share = math.ceil(size / shards)
         return Item(name=name, size=0 if host else share, host=share if host else 0)
 
-    items = [
-        shared("transformer", weights),
-        shared("gradients", values * FLOAT),
-        shared("optimizer states", states),
-        *(shared(name, values * FLOAT) for name in _copies(setup)),
-        *_teachers(model, parts, shards),
-        shared("text encoder", count(parts.text_encoder.parameters()) * frozen),
-        Item(name="VAE", size=count(parts.vae.parameters()) * FLOAT),
-        *_local_rewards(model),
-        Item(name="activations", size=update.activations(checkpointing=setup.checkpointing), phase="update"),
-        Item(name="prefix keys and values", size=prefix_bytes(parts.transformer, work, setup), phase="rollout"),
-        Item(name="one block's tensors in the rollout", size=rollout.block.saved, phase="rollout"),
-        Item(name="VAE decoder (rough)", size=decoder_bytes(model.image_size, parts.vae), phase="rollout"),
-    ]
-    if shards > 1:  # rollouts, teachers and updates gather the transformer once each, one after the other
-        width = setup.compute_dtype.itemsize
-        embedding = count(parts.text_encoder.get_input_embeddings().parameters())
-        items += [
-            Item(name="gathered transformer", size=count(parts.transformer.parameters()) * width),
-            Item(name="text encoder's gathered embedding", size=embedding * width),
-        ]
-    return [item for item in items if item.size or item.host]
+    yield shared("transformer", values * FLOAT + (count(parts.transformer.parameters()) - values) * held)
+    yield shared("gradients", values * FLOAT)
+    yield shared("optimizer states", optimizer_bytes(model.make_optimizer).total(trains))
+    for name in _copies(setup):
+        yield shared(name, values * FLOAT)
+    yield from _teachers(setup, parts)
+    yield shared("text encoder", count(parts.text_encoder.parameters()) * text)
+    yield Item(name="VAE", size=count(parts.vae.parameters()) * FLOAT)
+    yield from _local_rewards(model)
 
 
-def load_of(work: Workload, *, rollout: bool) -> Load:
-    """What one forward is given, in a rollout or in an update."""
-    samples = work.rollout_batch if rollout else min(work.micro_batch, math.ceil(work.pairs / work.ranks))
-    prompts = max(1, samples // work.group_size) if rollout else work.prompts_a_micro_batch
-    return Load(samples=samples, prompts=min(prompts, samples), text=work.text, source=work.source, target=work.target)
+class _Moments:
+    """The moments of one run, in their order."""
+
+    def __init__(self, setup: Setup, parts: Components, work: Workload, readings: Readings) -> None:
+        self.setup, self.parts, self.work, self.readings = setup, parts, work, readings
+        self.channels = _latent_channels(parts)
+
+    def all(self) -> Iterator[Moment]:
+        yield from self._rollout()
+        if self.readings.teacher is not None:
+            yield self._teacher()
+        yield from self._update()
+        for name, (denoising, decoded) in self.readings.drawings.items():
+            extra = tuple(self._beside(name))
+            yield Moment(name=f"{name}, denoise", items=(*extra, *self._whole(), *_denoised(denoising)))
+            yield Moment(name=f"{name}, decode", items=(*extra, Item(name="VAE decoder", size=decoded.peak)))
+
+    # ----------------------------------------------------------------- an iteration
+
+    def _rollout(self) -> Iterator[Moment]:
+        readings, states, whole = self.readings, self._states(), self._whole()
+        encoder = self.parts.text_encoder
+        # Under sharding: this layer and the next one, and the embedding, which belongs to the root.
+        at_once = 2 * _largest(encoder.model.language_model.layers) + count(encoder.get_input_embeddings().parameters())
+        gathered = at_once * self.setup.dtypes.text_encoder.itemsize if self.setup.shards > 1 else 0
+        yield Moment(
+            name="encode prompts",
+            items=(
+                states,
+                Item(name="gathered layers and embedding", size=gathered),
+                Item(name="text encoder's tensors", size=readings.text.peak),
+            ),
+        )
+        if readings.sources is not None:
+            yield Moment(name="encode sources", items=(states, Item(name="VAE encoder", size=readings.sources.peak)))
+        prefix = Item(name="prefix of both branches", size=readings.rollout.prefix.peak)
+        yield Moment(name="prefix", items=(states, *whole, prefix))
+        yield Moment(name="denoise", items=(states, *whole, *_denoised(readings.rollout)))
+        if not getattr(self.setup.model, "teachers", None):
+            yield Moment(name="decode", items=(states, Item(name="VAE decoder", size=readings.decode.peak)))
+
+    def _teacher(self) -> Moment:
+        return Moment(name="teacher", items=(self._states(), *self._whole(), *_denoised(self.readings.teacher)))
+
+    def _update(self) -> Iterator[Moment]:
+        update = self.readings.update
+        kept = Item(name="kept for the backward pass", size=update.forward.kept)
+        head = Item(name="the forward at its fullest", size=update.forward.peak - update.forward.kept)
+        back = Item(name="the backward at its fullest", size=update.backward.peak)
+        yield Moment(name="update, forward", items=(self._states(), *self._whole(), kept, head))
+        yield Moment(
+            name="update, backward", items=(self._states(), *self._whole(), kept, back, *self._reduction())
+        )
+        step = step_bytes(self.setup.model.make_optimizer) * count(trained(self.parts.transformer))
+        size = 0 if self.setup.offload else math.ceil(step / self.setup.shards)
+        yield Moment(name="optimizer step", items=(self._states(), Item(name="optimizer's own tensors", size=size)))
+
+    # ----------------------------------------------------------------- items
+
+    def _whole(self) -> tuple[Item, ...]:
+        """The transformer that is evaluated, where it rests in shards."""
+        if self.setup.shards == 1:
+            return ()
+        width = (self.setup.gathered_dtype or self.setup.dtypes.transformer).itemsize
+        return (Item(name="gathered transformer", size=count(self.parts.transformer.parameters()) * width),)
+
+    def _reduction(self) -> Iterator[Item]:
+        """Gradients of a block on their way to its shards: in the dtype they have, and in float32 to be summed."""
+        if self.setup.shards > 1 and trained(self.parts.transformer):
+            width = (self.setup.gathered_dtype or self.setup.dtypes.transformer).itemsize + FLOAT
+            yield Item(name="a block's gradients, reduced", size=_largest(_units(self.parts)) * width)
+
+    def _states(self) -> Item:
+        """Latents that the iteration keeps of every sample."""
+        a_sample = self.work.target * self.channels * FLOAT
+        return Item(name="latents kept", size=self.work.samples_a_rank * self.work.kept_a_sample * a_sample)
+
+    def _beside(self, occasion: str) -> Iterator[Item]:
+        """What an occasion holds while it draws."""
+        trains = trained(self.parts.transformer)
+        if occasion == "probe" and any(isinstance(c, UpdateProbe) for c in self.setup.callbacks):
+            yield self._states()
+            size = math.ceil(count(trains) * FLOAT / self.setup.shards)
+            yield Item(name="weights before the step", size=0 if self.setup.offload else size)
+        if occasion == "validation" and self.setup.ema:
+            largest = math.ceil(max(p.numel() for p in trains) * FLOAT / self.setup.shards)
+            yield Item(name="one weight in exchange", size=0 if self.setup.offload else largest)
 
 
-def forward_costs(setup: Setup, parts: Components, work: Workload) -> tuple[ForwardCost, ForwardCost]:
-    """Costs of a micro-batch's forward and of the rollout's, in the dtype that blocks compute in."""
-    update, rollout = (_cost(parts.transformer, load_of(work, rollout=r), setup.compute_dtype) for r in (False, True))
-    return update, rollout
+def _denoised(denoising: Any) -> tuple[Item, ...]:
+    return (
+        Item(name="prefix keys and values", size=denoising.prefix.kept),
+        Item(name="one guided evaluation", size=denoising.evaluation.peak),
+    )
 
 
-@functools.lru_cache(maxsize=256)
-def _cost(transformer: torch.nn.Module, load: Load, dtype: torch.dtype) -> ForwardCost:
-    """Adapters keep their dtype. Kept, as a proposal asks for the same loads again and again."""
-    probed = (transformer.transformer_blocks[0], *(m for n, m in transformer.named_children() if "blocks" not in n))
-    held = [p for module in probed for n, p in module.named_parameters() if ".lora_" not in n]
-    own = [p.dtype for p in held]
-    for parameter in held:
-        parameter.data = parameter.data.to(dtype)
-    cost = forward_cost(transformer, load, dtype)
-    for parameter, before in zip(held, own, strict=True):
-        parameter.data = parameter.data.to(before)
-    return cost
+def _units(parts: Components) -> list[nn.Module]:
+    return list(parts.transformer.transformer_blocks)
 
 
-def prefix_bytes(transformer: torch.nn.Module, work: Workload, setup: Setup) -> int:
-    """Keys and values of text and source that a rollout keeps: one copy a prompt, of both branches."""
-    if not getattr(transformer.config, "causal_condition", False):
-        return 0
-    a_token = 2 * transformer.inner_dim * len(transformer.transformer_blocks) * setup.compute_dtype.itemsize
-    load = load_of(work, rollout=True)
-    branches = 2 if any("unconditional" in phase.name for phase in work.phases) else 1
-    return load.prompts * (load.text + load.source) * a_token * branches
+def _largest(modules: Any) -> int:
+    """Parameters of the largest of some modules."""
+    return max((count(module.parameters()) for module in modules), default=0)
 
 
-def decoder_bytes(image_size: int, vae: torch.nn.Module) -> int:
-    """A rough figure: feature maps at full resolution of as many images as the VAE takes at a time."""
-    channels = vae.config.get("decoder_base_dim") or vae.config["base_dim"]
-    images = max(1, VAE_PIXELS // image_size**2)
-    return VAE_FEATURE_MAPS * images * image_size**2 * channels * FLOAT
+def _latent_channels(parts: Components) -> int:
+    """Channels of a latent token, as the transformer takes it."""
+    return parts.transformer.config.in_channels
 
 
 def _copies(setup: Setup) -> list[str]:
@@ -146,12 +229,15 @@ def _copies(setup: Setup) -> list[str]:
     if hasattr(setup.model, "rollout_settings"):
         settings = setup.model.objective_settings
         objective = OBJECTIVES[settings.kind](setup.model.rollout_settings, settings)
-        names += ["old policy"] * objective.uses_old_policy + ["reference"] * objective.uses_reference
+        # An adapter is switched off to be the reference: no copy.
+        copied = objective.uses_reference and getattr(setup.model, "lora", None) is None
+        names += ["old policy"] * objective.uses_old_policy + ["reference"] * copied
     return names
 
 
-def _teachers(model: Any, parts: Components, shards: int) -> list[Item]:
+def _teachers(setup: Setup, parts: Components) -> list[Item]:
     """Room for one teacher on the device, and all of them on the host."""
+    model = setup.model
     teachers = getattr(model, "teachers", None) or {}
     paths = {teacher.path or model.model_path for teacher in teachers.values()}
     if paths and model.lora is not None:
@@ -159,8 +245,8 @@ def _teachers(model: Any, parts: Components, shards: int) -> list[Item]:
     if not paths:
         return []
     values = sum(p.numel() for n, p in parts.transformer.named_parameters() if ".lora_" not in n)
-    a_value = 2 if model.frozen_dtype == "bfloat16" else FLOAT
-    size = math.ceil(values * a_value / (shards if model.shard_teachers else 1))
+    a_value, shards = FROZEN_DTYPES[model.frozen_dtype].itemsize, setup.shards if model.shard_teachers else 1
+    size = math.ceil(values * a_value / shards)
     return [Item(name="teacher in turn", size=size, host=size * len(paths))]
 
 

@@ -5,13 +5,16 @@ A proposal never touches groups x size x updates: what is learnt stays the same,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cli_errors import SettingError
 from doctor.compute import Compute, compute_of
 from doctor.devices import Device
-from doctor.memory import Item, forward_costs, load_of, memory_items, peak
+from doctor.losses import needs_unconditional
+from doctor.memory import Memory, memory_of
+from doctor.readings import micro_case, read
 from doctor.setup import Setup
 from doctor.weights import Components
 from doctor.workload import Workload, workload_of
@@ -28,20 +31,20 @@ class Plan:
         setup: the run.
         parts: its model on the meta device.
         work: its workload.
-        items: memory of one rank.
+        memory: of one rank.
         compute: operations of one rank.
     """
 
     setup: Setup
     parts: Components
     work: Workload
-    items: list[Item]
+    memory: Memory
     compute: Compute
 
     @property
     def peak(self) -> int:
         """Bytes on one rank's device at the fullest moment."""
-        return peak(self.items)
+        return self.memory.peak
 
 
 def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> Plan | None:
@@ -55,17 +58,15 @@ def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> 
     work = work or workload_of(setup)
     if work is None:
         return None
-    update, rollout = forward_costs(setup, parts, work)
+    readings = read(setup, parts, work)
     compute = compute_of(
         work,
-        update,
-        rollout,
-        micro_batch=load_of(work, rollout=False).samples,
-        adapter=getattr(setup.model, "lora", None) is not None,
-        checkpointing=setup.checkpointing,
+        readings,
+        micro_batch=micro_case(setup, work).samples,
+        guided_update=needs_unconditional(setup.model),
     )
-    items = memory_items(setup, parts, work, update, rollout)
-    return Plan(setup=setup, parts=parts, work=work, items=items, compute=compute)
+    memory = memory_of(setup, parts, work, readings)
+    return Plan(setup=setup, parts=parts, work=work, memory=memory, compute=compute)
 
 
 def fit(plan: Plan, number: int, device: Device) -> Plan:
@@ -91,19 +92,23 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
             "batch."
         )
     shards = number if getattr(setup.model, "lora", None) is None or setup.shards > 1 else 1
-    best = None
     for offload, checkpointing in _switches(shards):
         changes = {"offload": offload, "checkpointing": checkpointing}
         changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})
         mine = workload_of(changed)
-        for size in _halvings(max(1, mine.pairs // number)):
-            cut = replace(mine, micro_batch=size, rollout_batch=min(max(size, work.group_size), mine.samples_a_rank))
-            best = make_plan(changed, plan.parts, cut)
-            if best.peak <= HEADROOM * device.memory:
-                return best
+
+        def cut(size: int, changed: Setup = changed, mine: Workload = mine) -> Plan:
+            batch = min(max(size, work.group_size), mine.samples_a_rank)
+            return make_plan(changed, plan.parts, replace(mine, micro_batch=size, rollout_batch=batch))
+
+        sizes = _halvings(max(1, mine.pairs // number))
+        smallest = cut(sizes[-1])
+        if smallest.peak <= HEADROOM * device.memory:
+            # A smaller micro-batch takes less, so the first of the large ones that fits is found by halving.
+            return cut(sizes[bisect_left(sizes, True, key=lambda size: cut(size).peak <= HEADROOM * device.memory)])
     raise SettingError(
         f"--fit: even with micro-batches of 1, checkpointing and offloaded weights a rank needs "
-        f"{best.peak / 1e9:.0f} GB, and a {device.name} has {device.memory / 1e9:.0f}. Use more devices or larger "
+        f"{smallest.peak / 1e9:.0f} GB, and a {device.name} has {device.memory / 1e9:.0f}. Use more devices or larger "
         "ones, a smaller image_size, an adapter (model.lora) or frozen_dtype bfloat16."
     )
 

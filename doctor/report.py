@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 
 from doctor.devices import Device
+from doctor.memory import Item
 from doctor.plan import Plan
 from doctor.weights import Components, count, trained
 from models.loading import CARDS, config_directory
@@ -44,23 +47,41 @@ def workload(plan: Plan) -> list[str]:
         f"  updates                {work.updates}, each of {work.pairs} (sample, step) pairs",
         f"  micro-batch            {work.micro_batch} pairs: {work.accumulation} backwards a rank for an update",
         f"  tokens of a sample     {work.target} target + {work.source} source + {work.text} text (assumed)",
-        "  evaluations a rank (samples x denoising evaluations) and 10^12 operations",
+        "  evaluations a rank (samples x denoising evaluations) and floating-point operations",
         *(
-            f"    {phase.name:<24}{phase.evaluations:>9,}{plan.compute.phases[phase.name]:>14,.0f}"
+            f"    {phase.name:<24}{phase.evaluations:>9,}{operations(plan.compute.phases[phase.name]):>20}"
             for phase in work.phases
         ),
-        f"    {'all':<24}{'':>9}{plan.compute.total:>14,.0f}",
+        f"    {'all':<24}{'':>9}{operations(plan.compute.total):>20}",
     ]
+
+
+def operations(count: float) -> str:
+    """A number of operations with a unit that suits it, such as `1,234.5 TFLOP`."""
+    units = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP")
+    power = min(len(units) - 1, max(0, int(math.log10(max(count, 1.0)) // 3)))
+    return f"{count / 1000**power:,.1f} {units[power]}"
 
 
 def memory(plan: Plan) -> list[str]:
     """Lines on one rank's memory."""
-    lines = [f"memory of a rank ({plan.setup.strategy}, weights over {plan.setup.shards})"]
-    for item in plan.items:
-        where = "" if item.phase == "always" else f"  {item.phase} only"
+    held = plan.memory
+    lines = [f"memory of a rank ({plan.setup.strategy}, weights over {plan.setup.shards})", "  always"]
+    lines += _items(held.always)
+    lines.append("  beside it, moment by moment")
+    for moment in held.moments:
+        mark = "  <- the fullest" if moment is held.fullest else ""
+        lines.append(f"    {moment.name:<34}{gigabytes(moment.size):>12}{mark}")
+        lines += [f"  {line}" for line in _items(moment.items)] if len(moment.items) > 1 else []
+    return [*lines, f"  {'at the fullest':<36}{gigabytes(plan.peak):>12}   {held.fullest.name}"]
+
+
+def _items(items: Sequence[Item]) -> list[str]:
+    lines = []
+    for item in items:
         host = f"  + {gigabytes(item.host)} on the host" if item.host else ""
-        lines.append(f"  {item.name:<34}{gigabytes(item.size):>12}{where}{host}")
-    return [*lines, f"  {'at the fullest':<34}{gigabytes(plan.peak):>12}"]
+        lines.append(f"    {item.name:<34}{gigabytes(item.size):>12}{host}")
+    return lines
 
 
 def speed(plan: Plan, device: Device, utilisation: float) -> list[str]:

@@ -14,6 +14,7 @@ from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import WeightEMA
+from models.memory import WeightDtypes
 
 #: strategies (last part of the class path) that give each rank a share of weights, gradients and optimizer
 SHARDING = ("FSDP2Strategy", "ModelParallelStrategy", "FSDPStrategy")
@@ -81,11 +82,17 @@ class Setup:
         return bool(self.changes.get("checkpointing", own or self.strategy_setting("activation_checkpointing")))
 
     @property
-    def compute_dtype(self) -> torch.dtype:
-        """What blocks compute in: bfloat16 under a sharding strategy, in mixed precision, or on a bfloat16 base."""
+    def dtypes(self) -> WeightDtypes:
+        """How the weights of a generator rest in memory, adapters aside."""
+        adapter = getattr(self.model, "lora", None) is not None
+        return WeightDtypes.kept(self.model.frozen_dtype, adapter=adapter)
+
+    @property
+    def gathered_dtype(self) -> torch.dtype | None:
+        """What a forward casts all weights to, by a sharding strategy or mixed precision; None leaves them alone."""
         mixed = str(self.trainer.get("precision") or "").startswith("bf16")
-        frozen = getattr(self.model, "frozen_dtype", None) == "bfloat16" and getattr(self.model, "lora", None)
-        return torch.bfloat16 if mixed or frozen or self.shards > 1 else torch.float32
+        sharded = self.shards > 1 and self.strategy_setting("precision") in (None, "bfloat16")
+        return torch.bfloat16 if mixed or sharded else None
 
     @property
     def ema(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from doctor.meter import metered
 from models.adapters import add_lora
 from models.loading import FAMILIES, check_model_path, config_directory, read_config
 
@@ -106,3 +107,25 @@ def optimizer_bytes(make: Any) -> OptimizerBytes:
         sizes.append(sum(t.numel() * t.element_size() for t in state if isinstance(t, torch.Tensor)))
     slope = (sizes[1] - sizes[0]) / (LARGE - SMALL)
     return OptimizerBytes(a_value=slope, a_tensor=sizes[0] - slope * SMALL)
+
+
+def step_bytes(make: Any) -> float:
+    """Bytes a value that a step makes for itself and drops again.
+
+    torch's own optimizers run on lists of tensors on a GPU (`foreach`), which takes a copy of them all; others are
+    taken to work in place.
+
+    Args:
+        make: makes the optimizer from a list of parameters.
+    """
+    parameter = nn.Parameter(torch.empty(LARGE, device="meta"))
+    if not type(make([nn.Parameter(torch.zeros(1))])).__module__.startswith("torch.optim"):
+        return 0.0
+    optimizer = make([parameter])
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True
+    with metered() as meter:
+        parameter.grad = torch.empty(LARGE, device="meta")
+        optimizer.step()  # makes the states
+        return meter.read(optimizer.step)[1].peak / LARGE

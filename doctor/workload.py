@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from callbacks import HackingMonitor, UpdateProbe
 from doctor.setup import Setup
 from lightning_modules.objectives import OBJECTIVES
 from lightning_modules.windows import steps_of_iteration
@@ -34,6 +35,21 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Images drawn outside the rollouts, at most so many at a time on one rank.
+
+    Attributes:
+        name: of the occasion.
+        prompts: distinct prompts among them.
+        samples: images.
+    """
+
+    name: str
+    prompts: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workload:
     """One iteration.
 
@@ -48,6 +64,9 @@ class Workload:
         phases: forwards on one rank.
         target: latent tokens of an image.
         source: latent tokens of a source image; 0 for text-to-image.
+        drawings: images of the probe, the monitor and validation.
+        kept_a_sample: latents that an iteration keeps of every sample from its rollout to its update.
+        guided_teacher: whether a teacher evaluates the unconditional branch too.
         text: tokens of a prompt.
     """
 
@@ -61,6 +80,9 @@ class Workload:
     phases: tuple[Phase, ...]
     target: int
     source: int
+    drawings: tuple[Drawing, ...]
+    kept_a_sample: int
+    guided_teacher: bool = False
     text: int = TEXT_TOKENS
 
     @property
@@ -92,8 +114,34 @@ def workload_of(setup: Setup) -> Workload | None:
     size = (model.image_size, model.image_size)
     target = math.prod(peek_grid(model.model_path, size))
     return Workload(
-        ranks=setup.ranks, target=target, source=target if edits(data) else 0, groups=_prompts(data), **counts
+        ranks=setup.ranks,
+        target=target,
+        source=target if edits(data) else 0,
+        groups=_prompts(data),
+        drawings=_drawings(setup),
+        **counts,
     )
+
+
+def _drawings(setup: Setup) -> tuple[Drawing, ...]:
+    """What a rank draws for the callbacks and validation: its share, at most as many images at a time as a rollout."""
+    settings = getattr(setup.model, "rollout_settings", None) or setup.model.distillation_settings
+    parts = tasks(setup.data).values()
+    batch = max((getattr(part, "eval_batch_size", 1) for part in parts), default=1)
+    found = []
+
+    def add(name: str, prompts: int, members: int) -> None:
+        prompts = max(1, min(math.ceil(prompts / setup.ranks), settings.batch_size // members))
+        found.append(Drawing(name=name, prompts=prompts, samples=prompts * members))
+
+    for callback in setup.callbacks:
+        if isinstance(callback, UpdateProbe):
+            add("probe", callback.prompts, 1)
+        elif isinstance(callback, HackingMonitor):
+            add("monitor", callback.prompts, callback.members)
+    if setup.data is not None and setup.trainer.get("limit_val_batches") != 0:
+        add("validation", batch, setup.model.val_members)
+    return tuple(found)
 
 
 def tasks(data: Any) -> dict[str, Any]:
@@ -137,10 +185,14 @@ def _policy_counts(model: Any, setup: Setup) -> dict[str, Any]:
     if objective.uses_reference:
         phases.append(Phase(name="reference", evaluations=pairs if not objective.uses_window else samples * steps))
     phases.append(Phase(name="training", evaluations=pairs * (2 if rollout.cfg == "both" else 1), backward=True))
+    # The image's latents, and of each step its states or what was noised, and what other weights say there.
+    others = objective.uses_old_policy + objective.uses_reference + (objective.uses_window and settings.updates > 1)
+    kept = 1 + steps * ((2 if objective.uses_window else 1) + others)
     return {
         "group_size": rollout.group_size, "updates": settings.updates, "micro_batch": settings.micro_batch_size,
         "pairs": _prompts(setup.data) * rollout.group_size * steps, "phases": tuple(phases),
-        "rollout_batch": min(rollout.batch_size, samples),
+        "rollout_batch": min(max(1, rollout.batch_size // rollout.group_size) * rollout.group_size, samples),
+        "kept_a_sample": kept,
     }  # fmt: skip
 
 
@@ -151,6 +203,8 @@ def _student_counts(model: Any, setup: Setup) -> dict[str, Any]:
     return {
         "group_size": 1, "updates": 1, "micro_batch": settings.micro_batch_size, "pairs": prompts * states,
         "rollout_batch": min(settings.batch_size, samples),
+        "guided_teacher": guided,
+        "kept_a_sample": 2 * states,  # the student's states, and the teacher's velocities there
         "phases": (
             Phase(name="student's rollout", evaluations=samples * settings.num_steps),
             Phase(name="teacher", evaluations=samples * states * (2 if guided else 1)),

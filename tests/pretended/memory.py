@@ -1,0 +1,37 @@
+"""Bytes that the tensors on the pretended device hold: each storage once, without the allocator's rounding."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor
+
+
+class LiveBytes:
+    """Counts storages from the moment they are seen until they are freed.
+
+    Attributes:
+        live: bytes held now.
+        peak: largest number of bytes held since the last `reset_peak`.
+    """
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self._held: dict[int, int] = {}
+
+    def see(self, tensor: Tensor) -> None:
+        """Count a tensor's storage unless it is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._held:
+            self._held[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, key)
+
+    def reset_peak(self) -> None:
+        """Start a new peak at what is held now."""
+        self.peak = self.live
+
+    def _freed(self, key: int) -> None:
+        self.live -= self._held.pop(key, 0)
