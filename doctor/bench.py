@@ -320,8 +320,6 @@ def _text_inputs(config: Any, case: Case) -> dict[str, Tensor]:
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == config.image_token_id).long(),
-        "pixel_values": hollow(
-            case.prompts * side**2, channels * vision.temporal_patch_size * vision.patch_size**2
-        ),
+        "pixel_values": hollow(case.prompts * side**2, channels * vision.temporal_patch_size * vision.patch_size**2),
         "image_grid_thw": torch.tensor([[1, side, side]] * case.prompts),
     }
