@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.bench import Bench, Row, gb, relative
-from benchmarks.gpu.machine import rates
+from benchmarks.gpu.machine import rates, tf32
 from benchmarks.gpu.policies import planned, planned_gb, policy
 from benchmarks.gpu.profiles import attention_kernels
 from benchmarks.gpu.random_model import RandomQwenImage21, default_dtype, random_part, scale_of, shared_model
@@ -265,7 +265,7 @@ def compilation(bench: Bench) -> Iterator[Row]:
     backend = {} if bench.cuda else {"backend": "eager"}
     model.transformer.compile_repeated_blocks(fullgraph=True, **backend)
     try:
-        for name, function in (("evaluation", evaluate), ("update", update)):
+        for name, function in (("evaluation", evaluate), ("update", update))[: 1 if bench.tiny else 2]:
             start = time.perf_counter()
             output = function()
             bench.synchronize()
@@ -293,8 +293,6 @@ def compilation(bench: Bench) -> Iterator[Row]:
 
 def decoders(bench: Bench) -> Iterator[Row]:
     """The VAE by images at a time, in float32 with TF32 off and on, and in bfloat16: seconds an image and memory."""
-    from benchmarks.gpu.machine import tf32
-
     scale = scale_of(bench)
     model = shared_model(bench)
     channels = model.vae.config.z_dim

@@ -17,9 +17,11 @@ def seconds(bench: Bench, function: Callable[[], object], *, repeats: int = 5, w
     Args:
         bench: on a GPU, events on the current stream are read; on a CPU, the clock is.
         function: called again and again.
-        repeats: at most; fewer where they would take longer than `bench.most_seconds`.
+        repeats: at most; fewer where they would take longer than `bench.most_seconds`, and one in a tiny run.
         warm_up: calls before, which are not counted.
     """
+    if bench.tiny:
+        repeats = warm_up = 1
     for _ in range(warm_up):
         function()
     bench.synchronize()
