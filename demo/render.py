@@ -11,15 +11,16 @@ import json
 import re
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import resvg_py
-from dicebear import Avatar, Style
 from PIL import Image
 
 from demo import vocabulary as v
 from demo.font import text_mask
+
+if TYPE_CHECKING:  # only drawing needs the renderers: rewards read palettes here, on machines without them
+    from dicebear import Style
 
 SIZE = 32
 
@@ -136,6 +137,8 @@ def draw_options(category: str, attributes: dict[str, str], rng: np.random.Gener
 
 @cache
 def _style(category: str, position: str | None) -> Style:
+    from dicebear import Style
+
     definition = json.loads(files("dicebear_styles").joinpath(f"{STYLES[category]}.json").read_text(encoding="utf-8"))
     if position is not None:  # DiceBear has no option for a component's place: it is part of the style
         x = v.ORB_X[position]
@@ -148,6 +151,8 @@ def _style(category: str, position: str | None) -> Style:
 
 def avatar(category: str, options: dict[str, Any]) -> dict[str, Any]:
     """DiceBear's answer to our options: ``{"svg": str, "options": resolved options}``."""
+    from dicebear import Avatar
+
     given = {name: value for name, value in options.items() if name != "position" and value != ""}
     return Avatar(_style(category, options.get("position")), given | {"animationVariant": "none"}).to_json()
 
@@ -156,6 +161,8 @@ def render_options(category: str, options: dict[str, Any]) -> np.ndarray:
     """Pixels of complete options: uint8 (32, 32, 3), RGB."""
     if category == "typography":
         return print_card(text_mask(options["text"], SIZE), options)
+    import resvg_py
+
     svg = avatar(category, options)["svg"]
     if category in _VIEW_BOX:
         svg = re.sub(r'viewBox="[^"]*"', f'viewBox="{_VIEW_BOX[category]}"', svg, count=1)

@@ -1,0 +1,99 @@
+"""GRPO policies of the real dimensions, and what the doctor plans for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.random_model import RandomQwenImage21, Scale, random_model, scale_of
+from benchmarks.gpu.rewards import PixelReward
+from doctor.plan import Plan, make_plan
+from doctor.setup import Setup
+from doctor.weights import Components, build
+from flow.guidance import Guidance
+from lightning_modules import GRPOPolicy
+from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
+
+#: Flow-GRPO's adapter, and that of the published Qwen-Image runs
+LORA = LoraSettings(rank=32, alpha=64)
+LORA_64 = LoraSettings(rank=64, alpha=128)
+
+
+def policy(
+    scale: Scale,
+    *,
+    kind: str = "clipped",
+    steps: int | None = None,
+    size: int | None = None,
+    guidance: float = 4.0,
+    lora: LoraSettings | None = LORA,
+    micro_batch: int = 4,
+    checkpointing: bool = False,
+) -> GRPOPolicy:
+    """One prompt x `scale.samples` images, two trained steps, frozen weights in bfloat16."""
+    stochastic = {"transition": "flow_sde", "window": WindowSettings(count=2, fraction=0.75)}
+    return GRPOPolicy(
+        model_path=scale.card,
+        image_size=size or scale.size,
+        rewards={"pixels": PixelReward()},
+        optimizer=partial(torch.optim.AdamW, lr=1e-4, fused=True),
+        rollout=RolloutSettings(
+            num_steps=steps or scale.steps,
+            group_size=scale.samples,
+            guidance=Guidance(scale=guidance),
+            cfg="none" if guidance == 1 else "rollout_only",
+            batch_size=scale.samples,
+            allow_coarse_guidance=True,
+            **({} if kind == "nft" else stochastic),
+        ),
+        objective=ObjectiveSettings(kind=kind, micro_batch_size=micro_batch),
+        lora=lora,
+        frozen_dtype="bfloat16" if scale.dtype == torch.bfloat16 else "float32",
+        gradient_checkpointing=checkpointing,
+    )
+
+
+@contextmanager
+def random_weights(bench: Bench, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Inside, a policy that loads its model gets random weights on the device instead."""
+
+    def load(path: str, *, image_size: tuple[int, int], **_: Any) -> RandomQwenImage21:
+        return random_model(bench.device, scale_of(bench), dtype=dtype, size=image_size[0])
+
+    with patch("lightning_modules.grpo_policy.load_image_model", load):
+        yield
+
+
+def planned(bench: Bench, module: GRPOPolicy, *, edit: bool = False) -> Plan:
+    """The doctor's plan of a policy on one device, one prompt an iteration."""
+    scale = scale_of(bench)
+    ours = module.lora
+    parts: Components = bench.keep(f"parts {ours}", lambda: build(scale.card, ours))
+    tasks = {"edit" if edit else "t2i": SimpleNamespace(prompts_per_step=1)}
+    setup = Setup(
+        model=module,
+        data=SimpleNamespace(by_task=lambda: tasks),
+        trainer={"devices": 1},
+        callbacks=(),
+        run_directory="",
+    )
+    plan = make_plan(setup, parts)
+    assert plan is not None, "a GRPO policy has a plan"
+    return plan
+
+
+def planned_gb(plan: Plan, *names: str) -> float:
+    """GB of these items of a plan; items that it does not have count nothing."""
+    return sum(item.size for item in plan.items if item.name in names) / 1e9
+
+
+def planned_peak_gb(plan: Plan) -> float:
+    """GB at the plan's fuller phase, less the text encoder, which is left out here."""
+    return plan.peak / 1e9 - planned_gb(plan, "text encoder")
