@@ -108,7 +108,7 @@ class MonitorPanel:
         with gathered(model.transformer):
             latents = [sampler.denoise(model, some) for some in chunks]
             if self._latents is None:
-                self._latents = shares[0].gather(latents[0])[:: self.members][:DRIFT_LATENTS].float()
+                self._latents = shares[0].gather(latents[0])[:: self.members][:DRIFT_LATENTS].float().clone()
             velocities = self._unconditional(blank)
         model.transformer.train(training)
         if self._velocities is None:
@@ -163,7 +163,7 @@ class MonitorPanel:
         prompts = {name: by_prompt(values, self.members) for name, values in samples.items()}
         prompts["diversity"] = group_diversity(images.float(), self.members)
         everyone = share.gather(torch.stack(list(prompts.values()), dim=1))
-        return dict(zip(prompts, everyone.unbind(dim=1), strict=True))
+        return {name: everyone[:, column].clone() for column, name in enumerate(prompts)}
 
     @property
     def _fixed(self) -> Share:
