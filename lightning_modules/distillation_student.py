@@ -45,6 +45,7 @@ from lightning_modules.teachers import TeacherBank
 from lightning_modules.trained_weights import TransformerTraining
 from lightning_modules.velocity_gap import VelocityGap
 from models import ImageModel, load_image_model
+from models.compilation import compile_blocks
 from models.loading import peek_sigmas
 from models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
 from models.native import native_sampling
@@ -68,6 +69,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         lora: train an adapter of this kind; None trains all the transformer's weights.
         frozen_dtype: of weights that are not trained: text encoder, teachers and, under an adapter, the transformer.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        compile_blocks: compile the transformer's blocks (`torch.compile`). The first iteration takes minutes longer.
         shard_teachers: spread the teachers over the ranks where the run's strategy spreads the student; else every rank
             holds them whole. Nothing happens under other strategies.
         rewards: scorers by name, for validation and `test`; none of them is trained on.
@@ -94,6 +96,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         lora: LoraSettings | None = None,
         frozen_dtype: FrozenDtype = "float32",
         gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
         shard_teachers: bool = True,
         rewards: dict[str, Reward] | None = None,
         scored: dict[str, list[str]] | None = None,
@@ -123,6 +126,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.lora = lora
         self.frozen_dtype: FrozenDtype = frozen_dtype
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_blocks = compile_blocks
         self.shard_teachers = shard_teachers
         self.rewards = rewards or {}
         self.scored = check_scored(scored, list(self.rewards))
@@ -195,6 +199,8 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
                 device=lambda: self.compute_device,
             )
         # Adapters of teachers that the student's own transformer plays are there by now.
+        if self.compile_blocks:
+            compile_blocks(model)
         model.uniform_forwards = distribute(self, model, model.shard_units(), model.stored)
 
     def _weights_path(self) -> str:

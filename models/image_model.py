@@ -22,6 +22,8 @@ from models.memory import WeightDtypes
 from models.sharding import ShardUnit
 from models.stored import WeightReader
 
+BlockForward = Callable[..., Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
@@ -77,6 +79,7 @@ class ImageModel(nn.Module, ABC):
             as it happens; None counts nothing. A family that does not count never calls it.
         uniform_forwards: make the same number of transformer forwards whatever is in a batch. Ranks that hold shards
             of one transformer set it: the forwards of one wait for those of the others.
+        compiled: whether the transformer's blocks are compiled; see `compilation.compile_blocks`, which sets it.
         stored: reads the weights of a model that was loaded without them; None for the others.
     """
 
@@ -84,6 +87,7 @@ class ImageModel(nn.Module, ABC):
     image_size: tuple[int, int]
     on_flops: Callable[[float], None] | None = None
     uniform_forwards: bool = False
+    compiled: bool = False
     stored: WeightReader | None = None
     #: names of the transformer's linear layers that a LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]]
@@ -178,6 +182,15 @@ class ImageModel(nn.Module, ABC):
     def shard_units(self) -> tuple[ShardUnit, ...]:
         """What is sharded over the ranks, and in which pieces; everything else, the VAE above all, is whole on each."""
         return (ShardUnit(self.transformer, tuple(self.transformer.transformer_blocks)),)
+
+    def compiled_forward(self, eager: BlockForward, compiled: BlockForward) -> BlockForward:
+        """What a compiled block of the transformer calls. A family may keep some of the calls eager.
+
+        Args:
+            eager: the block's own forward.
+            compiled: the same, compiled.
+        """
+        return compiled
 
     def freeze_all_but_transformer(self) -> None:
         """No gradient for the encoders; the transformer keeps what it has."""

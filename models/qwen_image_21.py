@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.image_model import Conditioning
+from models.image_model import BlockForward, Conditioning
 from models.images import to_rgba, to_uint8
 from models.memory import WeightDtypes
 from models.on_device import a_sample, mask_on, samples_of
 from models.pipeline_model import PipelineModel, check_multiple
+from models.qwen_image_21_compiled import cached_only
 from models.qwen_image_21_flops import forward_flops
 from models.qwen_image_21_prefix import BatchCache, Prefix
 from models.vae import decode_frame, encode_frame, in_chunks
@@ -152,7 +153,7 @@ class QwenImage21(PipelineModel):
         if conditioning.prefix is not None:
             return self._target_velocity(latents, sigmas, conditioning, rows, conditioning.prefix)
         prompts = sorted(set(rows))
-        alone = len(prompts) == len(rows) and not self.uniform_forwards
+        alone = len(prompts) == len(rows) and not (self.uniform_forwards or self.compiled)
         if alone and len({conditioning.embeds[row].shape[0] for row in rows}) == 1:
             # Nothing to share and nothing to pad: prefix and target together.
             return self._forward(latents, sigmas, conditioning, rows)
@@ -242,6 +243,10 @@ class QwenImage21(PipelineModel):
             # An extraction's output is thrown away: gradients come back through the keys it left.
             self.count_flops(flops, cache.layer_caches[-1].k if mode == "extract" else output)
         return output.float()
+
+    def compiled_forward(self, eager: BlockForward, compiled: BlockForward) -> BlockForward:
+        """See `ImageModel.compiled_forward`: only blocks that read the prefix are compiled."""
+        return cached_only(eager, compiled)
 
     @classmethod
     def load_pipeline(cls, path: str | Path, dtypes: WeightDtypes, **parts: nn.Module) -> QwenImage21Pipeline:

@@ -119,6 +119,12 @@ class LayerReader:
         """Keys and values (N, M, H, D)."""
         return self.layout.keys(self.cached.k), self.layout.values(self.cached.v)
 
+    def laid_out(self) -> QwenImage21KVLayerCache:
+        """Keys and values (N, M, H, D) as they are now: nothing but tensors, for a compiled block."""
+        laid_out = type(self.cached)()
+        laid_out.store(*self.get())
+        return laid_out
+
 
 class BatchCache:
     """What a forward in "cached" mode needs, in place of diffusers' `QwenImage21KVCache`.
@@ -173,13 +179,12 @@ class Prefix:
         if len(set(index)) == 1:
             return OnePrompt(index=index[0], length=lengths[0], samples=len(index))
         device = self.cache.layer_caches[0].k.device
-        which = torch.tensor(index, device=device)
         if len(set(lengths)) == 1:
-            return SameLength(index=which, length=lengths[0])
+            return SameLength(index=torch.tensor(index, device=device), length=lengths[0])
         longest = max(lengths)
         # The layout shown to the transformer is `longest` tokens of text, so the target's frame is `longest`.
-        offsets = torch.tensor([longest - self.frames[i] for i in index], device=device)
-        padding = torch.tensor([longest - length for length in lengths], device=device)
+        facts = [(i, longest - self.frames[i], longest - self.lengths[i]) for i in index]
+        which, offsets, padding = torch.tensor(facts, device=device).T  # one copy to the device
         place = torch.arange(longest, device=device) - padding[:, None]
         return Padded(
             index=which[:, None],
