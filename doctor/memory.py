@@ -161,9 +161,7 @@ class _Moments:
         head = Item(name="the forward at its fullest", size=update.forward.peak - update.forward.kept)
         back = Item(name="the backward at its fullest", size=update.backward.peak)
         yield Moment(name="update, forward", items=(self._states(), *self._whole(), kept, head))
-        yield Moment(
-            name="update, backward", items=(self._states(), *self._whole(), kept, back, *self._reduction())
-        )
+        yield Moment(name="update, backward", items=(self._states(), *self._whole(), kept, back, *self._reduction()))
         step = step_bytes(self.setup.model.make_optimizer) * count(trained(self.parts.transformer))
         size = 0 if self.setup.offload else math.ceil(step / self.setup.shards)
         yield Moment(name="optimizer step", items=(self._states(), Item(name="optimizer's own tensors", size=size)))
