@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ def denoising(parts: Components, case: Case, guided: bool) -> Denoising:
             _, whole = meter.read(evaluate)
             return [prefix, whole, *found]
 
-    prefix, evaluation, conditional, *rest = _whole(parts, run)
+    prefix, evaluation, conditional, *rest = _whole(parts, case, run)
     return Denoising(
         prefix=prefix, evaluation=evaluation, conditional=conditional, unconditional=rest[0] if rest else None
     )
@@ -239,7 +240,7 @@ def update(parts: Components, case: Case, loss: Loss, *, guided: bool, checkpoin
             _, backward = meter.read(lambda: torch.autograd.backward([made]))
             return [forward, backward]
 
-    forward, backward = _whole(parts, run)
+    forward, backward = _whole(parts, case, run)
     return Update(forward=forward, backward=backward)
 
 
@@ -262,12 +263,19 @@ def _forget(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _whole(parts: Components, run: Callable[[int], list[Reading]]) -> list[Reading]:
+#: for which sizes a transformer has made its rotary tables, which it keeps: no layer's bytes
+_WARM: WeakKeyDictionary[nn.Module, set[tuple[int, int, bool]]] = WeakKeyDictionary()
+
+
+def _whole(parts: Components, case: Case, run: Callable[[int], list[Reading]]) -> list[Reading]:
     """Readings at the transformer's full depth."""
     depth = len(parts.transformer.transformer_blocks)
     if depth <= SHALLOW[1]:
         return run(depth)
-    run(1)  # rotary tables and the like are made once and kept: they would look like something that layers take
+    warm, sizes = _WARM.setdefault(parts.transformer, set()), (case.size, case.text, case.edit)
+    if sizes not in warm:
+        run(1)
+        warm.add(sizes)
     one, two = (run(layers) for layers in SHALLOW)
     return [a.deeper(b, depth - SHALLOW[1]) for a, b in zip(one, two, strict=True)]
 

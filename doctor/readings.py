@@ -47,12 +47,13 @@ def read(setup: Setup, parts: Components, work: Workload) -> Readings:
     taught = bool(getattr(module, "teachers", None))
     rollout, micro = rollout_case(setup, work), micro_case(setup, work)
     # Distillation encodes all prompts of an iteration at a time; a policy those of a rollout's batch.
-    encoded = replace(rollout, prompts=max(1, math.ceil(work.groups / work.ranks))) if taught else rollout
+    prompts = max(1, math.ceil(work.groups / work.ranks)) if taught else rollout.prompts
+    encoded = replace(rollout, prompts=prompts, samples=prompts)
     return Readings(
         text=bench.encode_text(parts, encoded),
         sources=bench.encode_sources(parts, encoded) if work.source else None,
         rollout=bench.denoising(parts, rollout, guided),
-        decode=bench.decode(parts, rollout),
+        decode=_decoded(parts, rollout),
         update=bench.update(
             parts, micro, loss_of(module), guided=needs_unconditional(module), checkpointing=setup.checkpointing
         ),
@@ -65,7 +66,11 @@ def _drawn(setup: Setup, parts: Components, work: Workload, drawing: Drawing) ->
     case = replace(rollout_case(setup, work), samples=drawing.samples, prompts=drawing.prompts)
     guidance = getattr(getattr(setup.model, "rollout_settings", None), "guidance", None)
     scales = [guidance.scale] if guidance else getattr(setup.model, "val_guidances", [1.0])
-    return bench.denoising(parts, case, any(scale != 1 for scale in scales)), bench.decode(parts, case)
+    return bench.denoising(parts, case, any(scale != 1 for scale in scales)), _decoded(parts, case)
+
+
+def _decoded(parts: Components, case: Case) -> Reading:
+    return bench.decode(parts, replace(case, prompts=1, text=0, edit=False))
 
 
 def rollout_case(setup: Setup, work: Workload) -> Case:

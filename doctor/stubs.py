@@ -46,12 +46,13 @@ class PlannedVLMReward(Reward):
         raise AssertionError("a plan scores nothing")
 
 
-def stand_in_for_data(config: Any, directory: Path) -> list[str]:
+def stand_in_for_data(config: Any, directory: Path, where: str = "data") -> list[str]:
     """Point settings of prompt files that are missing at files made up for the plan, which takes nothing from them.
 
     Args:
         config: of a datamodule, or of one that holds others; changed in place.
         directory: where the files are written.
+        where: name of the datamodule's settings.
 
     Returns:
         A sentence on each missing file.
@@ -61,11 +62,11 @@ def stand_in_for_data(config: Any, directory: Path) -> list[str]:
     kind = _class(config) if arguments else None
     for name, value in list(vars(arguments).items() if isinstance(arguments, Namespace) else arguments.items()):
         if isinstance(value, (Namespace, dict)) and "class_path" in value:
-            found += stand_in_for_data(value, directory)
+            found += stand_in_for_data(value, directory, f"{where}.{name}")
         elif isinstance(value, str) and name.endswith("_file") and issubclass(kind, PromptDataModule):
             if Path(value).is_file():
                 continue
-            found.append(f"data.{name}: {_complaint(value)}")
+            found.append(f"{where}.{name}: {_complaint(value)}")
             arguments[name] = str(_made_up(kind, arguments.get("prompts_per_step") or 1, directory))
     return found
 

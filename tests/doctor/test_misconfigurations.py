@@ -112,6 +112,18 @@ def test_full_disk(files, tmp_path, capsys, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("_large_disk")
+@pytest.mark.parametrize("config", [RUN, EDIT])
+def test_plan_without_data(config, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(["doctor", config, f"--run.dir={tmp_path}"])
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert "at the fullest" in shown.out
+    for split in ("train", "validation", "test"):
+        assert f"data.{split}_file: No file 'data/" in shown.err
+
+
+@pytest.mark.usefixtures("_large_disk")
 def test_everything_wrong_is_said_at_once(files, tmp_path, capsys) -> None:
     wrong = ["--trainer.precision=bf16-true", "--data.prompts_per_step=20"]
     message = refusal(capsys, RUN, *files[False], f"--run.dir={tmp_path}", *wrong)

@@ -40,8 +40,9 @@ Kind = Literal["lora", "full32", "fsdp"]
 Task = Literal["t2i", "edit"]
 BLANK_TOKENS = 7
 TEXT_CHANNELS = 4096
-#: blocks of the two short transformers
-FEW, MORE = 1, 2
+#: blocks of the two short transformers. With one block alone the fullest moment of a backward can be another one than
+#: with many: gradients that wait for their second use, in the prefix, add up block by block
+FEW, MORE = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
