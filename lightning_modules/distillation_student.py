@@ -196,7 +196,6 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
                 shared_path=None if self.lora is None else self.start_path,
                 dtype=FROZEN_DTYPES[self.frozen_dtype],
                 spread=partial(distribute, self) if spread and self.shard_teachers else None,
-                device=lambda: self.compute_device,
             )
         # Adapters of teachers that the student's own transformer plays are there by now.
         if self.compile_blocks:

@@ -49,8 +49,6 @@ class TeacherBank:
         spread: shards a model's units over the ranks, as it does the student's (see `strategies.distribute`). No rank
             then holds more than its piece of a teacher, on the device or waiting. None keeps them whole.
         offload: see `TeacherSlot`.
-        device: says where teachers compute; None takes where the student's weights are, which under FSDP2's CPU offload
-            is the host.
     """
 
     def __init__(
@@ -63,13 +61,11 @@ class TeacherBank:
         dtype: torch.dtype | None = None,
         spread: Spread | None = None,
         offload: bool | None = None,
-        device: Callable[[], torch.device] | None = None,
     ) -> None:
         self.teachers = dict(teachers)
         #: evaluations of each teacher, conditional and unconditional ones
         self.calls: Counter[str] = Counter()
         self._student = student
-        self._device = device or (lambda: next(student.transformer.parameters()).device)
         shared = None if shared_path is None else _key(shared_path)
         paths = {task: _key(t.path or model_path) for task, t in self.teachers.items()}
         #: key of the weights in the slot, by task; tasks that the student's own transformer plays are not in it
