@@ -122,8 +122,10 @@ def step_bytes(make: Any) -> float:
     if not type(make([nn.Parameter(torch.zeros(1))])).__module__.startswith("torch.optim"):
         return 0.0
     optimizer = make([parameter])
+    if any(group.get("fused") for group in optimizer.param_groups):
+        return 0.0  # one kernel does it all, in place
     for group in optimizer.param_groups:
-        if group.get("foreach", False) is None and not group.get("fused"):
+        if group.get("foreach", False) is None:
             group["foreach"] = True
     with metered() as meter:
         parameter.grad = torch.empty(LARGE, device="meta")

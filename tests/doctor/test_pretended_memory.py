@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from jsonargparse import set_parsing_settings
 from pretended.real_dimensions import Dimensions, PhaseBytes, phases
 from real_runs import ROOT
 
@@ -68,6 +69,7 @@ def _at_the_root(monkeypatch) -> None:
 
 def plan_of(stack: tuple[str, ...], overrides: tuple[str, ...], directory: Path) -> Plan:
     """The plan of a stack whose data need not be there."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # as train.main does
     given = [f"--config={FAMILY}/{name}.yaml" for name in stack]
     setup, _ = examined("fit", [*given, *overrides, f"--run.dir={directory}"], train._run, train.FlowCLI)
     return make_plan(setup, build(setup.model.model_path, setup.model.lora))
