@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cli_errors import SettingError
 from doctor.compute import Compute, compute_of
 from doctor.devices import Device
 from doctor.memory import Item, forward_costs, load_of, memory_items, peak
 from doctor.setup import Setup
 from doctor.weights import Components
 from doctor.workload import Workload, workload_of
+from setting_error import SettingError
 
 #: share of a device's memory that a proposal fills
 HEADROOM = 0.9
