@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
+from setting_error import SettingError
 from suggestions import nearest
 
 SUBCOMMANDS = (*LightningCLI.subcommands(), "curate", "doctor")
@@ -44,10 +45,6 @@ PLAIN_TYPES = {
 
 #: what a module and its data are as long as no configuration names a class
 UNDECIDED = ("lightning.LightningModule", "lightning.LightningDataModule")
-
-
-class SettingError(ValueError):
-    """A setting that can't be used; the message is for the person who wrote it."""
 
 
 def refuse(found: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cli_errors import SettingError, nearest
+from setting_error import SettingError
+from suggestions import nearest
 
 GB = 10**9
 

@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cli_errors import SettingError
 from doctor.compute import Compute, compute_of
 from doctor.devices import Device
 from doctor.losses import needs_unconditional
@@ -18,6 +17,7 @@ from doctor.readings import micro_case, read
 from doctor.setup import Setup
 from doctor.weights import Components
 from doctor.workload import Workload, workload_of
+from setting_error import SettingError
 
 #: share of a device's memory that a proposal fills
 HEADROOM = 0.9

@@ -95,9 +95,9 @@ class Bench:
         self.clean()
 
     def clean(self) -> None:
-        """Return memory that nothing uses."""
-        gc.collect()
+        """Return the device's memory that nothing uses."""
         if self.cuda:
+            gc.collect()
             torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
@@ -140,6 +140,7 @@ class Bench:
             values = dict(measure())
         except torch.OutOfMemoryError as error:
             values = {"out_of_memory": str(error).splitlines()[0]}
+            limits = None
         row = Row(name=name, values=values | self.peaks(), limits=limits or {})
         self.clean()
         return row

@@ -39,7 +39,6 @@ from rewards.reading import ReadingSettings
 Built = tuple[LightningModule, LightningDataModule]
 
 SPLITS = ("train", "validation", "test")
-INSTRUCTIONS = (("change the hair to red", "portrait"), ("make the background yellow", "plant"))
 CAPTIONS = ("a person with red hair", "a potted tulip in a blue pot", "a red creature")
 ADAMW = partial(torch.optim.AdamW, lr=2e-4, betas=(0.9, 0.99), weight_decay=0.0)
 PROMPTS_PER_STEP = 2

@@ -1,7 +1,7 @@
-"""The ratio is 1 to the last bit at the first update: dtype x transition x objective x micro-batch x checkpointing x LoRA.
+"""The ratio is 1 to the last bit at the first update.
 
-Rollout and update evaluate batches of different sizes, with and without gradient. On a GPU each may choose other kernels,
-so this is a property of the device as well as of the code.
+By dtype, transition, objective, micro-batch, checkpointing and LoRA. Rollout and update evaluate batches of different
+sizes, with and without gradient. On a GPU each may use other kernels: it depends on the device as well as on the code.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def first_ratio(bench: Bench) -> Iterator[Row]:
                 module.old = ShadowWeights(module.model.transformer)  # anew, as dtype and adapter were changed
                 metric = "old_deviation"
             worst, where = -1.0, ""
-            for what, value in deviations(module, kinds[:1] if bench.tiny else kinds, SIZES[1:2] if bench.tiny else SIZES, metric):
+            if bench.tiny:
+                kinds = kinds[:1]
+            for what, value in deviations(module, kinds, SIZES[1:2] if bench.tiny else SIZES, metric):
                 if not value <= worst:  # NaN is the worst of all
                     worst, where = value, what
             yield Row(

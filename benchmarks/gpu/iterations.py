@@ -166,7 +166,7 @@ def nft(bench: Bench) -> Iterator[Row]:
 def edit(bench: Bench) -> Iterator[Row]:
     """Edits: the source's keys and values are part of the prefix."""
     scale = scale_of(bench)
-    yield from iterate(bench, policy(scale, steps=scale.short_steps), edit=True)
+    yield from iterate(bench, policy(scale, steps=scale.short_steps, micro_batch=2), edit=True)
 
 
 def full(bench: Bench) -> Iterator[Row]:

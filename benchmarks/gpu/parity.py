@@ -87,7 +87,9 @@ def cases() -> Mapping[str, Callable[[ImageModel, Inputs, torch.device], Tensor]
         def evaluate(model: ImageModel, given: Inputs, device: torch.device) -> Tensor:
             conditioning = moved(pick(given), device)
             model.transformer.zero_grad(set_to_none=True)
-            model.velocity(given.latents[: len(conditioning)].to(device), SIGMA, conditioning).square().mean().backward()
+            model.velocity(
+                given.latents[: len(conditioning)].to(device), SIGMA, conditioning
+            ).square().mean().backward()
             found = [p.grad.flatten() for p in model.transformer.parameters() if p.grad is not None]
             model.transformer.zero_grad(set_to_none=True)
             return torch.cat(found)

@@ -24,7 +24,9 @@ def attention_kernels(bench: Bench, function: Callable[[], object]) -> str:
         function()
         bench.synchronize()
     events = profiler.key_averages()
-    chosen = sorted({backend for event in events for backend in BACKENDS if backend in event.key and "aten" in event.key})
+    chosen = sorted(
+        {backend for event in events for backend in BACKENDS if backend in event.key and "aten" in event.key}
+    )
     kernels = []
     if bench.cuda:
         found = [event for event in events if any(word in event.key.lower() for word in KERNELS)]

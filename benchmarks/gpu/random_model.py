@@ -123,7 +123,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def random_part(card: str, part: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A component by its config, initialised on the device; rotary tables are computed there, in their own precision."""
+    """A component by its config, initialised on the device; rotary tables keep their own precision."""
     config = read_config(card, part)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), default_dtype(dtype), device:
         torch.manual_seed(0)
@@ -150,7 +150,7 @@ def random_model(
 
 
 def shared_model(bench: Bench, *, rank: int = 32) -> RandomQwenImage21:
-    """The model that checks share, with a LoRA adapter in float32; see `models.adapters.use_adapter` to pass it over."""
+    """The model that checks share, with a LoRA adapter; `models.adapters.use_adapter` passes it over."""
 
     def make() -> RandomQwenImage21:
         model = random_model(bench.device, scale_of(bench))

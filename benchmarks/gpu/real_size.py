@@ -10,8 +10,8 @@ CHECKS = (
     Check(name="built", question="Memory of weights as built, against the plan.", run=built, seconds=45),
     Check(name="evaluations", question="Speed and memory of an evaluation.", run=evaluations, seconds=75),
     Check(name="updates", question="Speed and memory of an update's micro-batches.", run=updates, seconds=60),
-    Check(name="attention", question="Which attention kernel runs, with and without a mask?", run=attention, seconds=25),
-    Check(name="decoders", question="How many images should the VAE take at a time?", run=decoders, seconds=60),
+    Check(name="attention", question="Which attention kernel runs with a mask?", run=attention, seconds=25),
+    Check(name="decoders", question="How many images should the VAE take at a time?", run=decoders, seconds=90),
     Check(name="prefixes", question="What do kept and shared prefixes bring?", run=prefixes, seconds=30),
     Check(name="compilation", question="What do compiled blocks bring?", run=compilation, seconds=120),
 )

@@ -1,7 +1,7 @@
 """Teachers that are brought in on a stream of their own, while the student learns, have the right weights.
 
-Two faults are possible: a teacher that answers before its weights have arrived, and weights that arrive before the former
-teacher has answered. Either would go unnoticed in training.
+Two faults are possible: a teacher may answer before its weights have arrived, or weights may arrive before the former
+teacher has answered. Training would show neither.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TASKS = ("t2i", "edit")
 
 
 def teacher_swap(bench: Bench) -> Iterator[Row]:
-    """Velocities of two teachers in turn, each prefetched during the student's backward, against models of their own."""
+    """Two teachers in turn, each prefetched during the student's backward, against models of their own."""
     rounds = 2 if bench.tiny else 20
     paths = {task: teacher(bench.directory, seed) for seed, task in enumerate(TASKS, start=1)}
     student = base(bench.device)
@@ -40,7 +40,7 @@ def teacher_swap(bench: Bench) -> Iterator[Row]:
 
     with tf32(False):
         expected = {task: evaluate(load_image_model(paths[task], image_size=SIZE).to(bench.device)) for task in TASKS}
-        wrong = {task: 0.0 for task in TASKS}
+        wrong = dict.fromkeys(TASKS, 0.0)
         for number in range(rounds):
             task = TASKS[number % 2]
             found = bank.velocity(task, latents, sigma, conditioning, None)

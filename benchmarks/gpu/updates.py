@@ -14,6 +14,7 @@ from benchmarks.gpu.machine import rates
 from benchmarks.gpu.policies import planned, planned_gb, policy
 from benchmarks.gpu.random_model import RandomQwenImage21, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
+from doctor.plan import Plan
 
 
 def backward_of(
@@ -43,7 +44,11 @@ def updates(bench: Bench) -> Iterator[Row]:
         plan = planned(bench, policy(scale, size=size, micro_batch=pairs, checkpointing=checkpointing), edit=edit)
 
         def measure(
-            size: int = size, edit: bool = edit, pairs: int = pairs, checkpointing: bool = checkpointing, plan: Any = plan
+            size: int = size,
+            edit: bool = edit,
+            pairs: int = pairs,
+            checkpointing: bool = checkpointing,
+            plan: Plan = plan,
         ) -> dict[str, Any]:
             if checkpointing:
                 transformer.enable_gradient_checkpointing()
