@@ -16,6 +16,9 @@ from pretended.cases import TEXTS, Cases, names
 from pretended.device import pretended_cuda
 from pretended.waits import WaitRecorder
 
+#: cases that add little to others and take seconds
+COSTLY = ("lora_bf16_checkpointing_edits", "bf16_mixed_precision", "curation_of_edits", "guidance_in_both")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
@@ -36,7 +39,7 @@ def cases(policy, data, edits, base, tmp_path) -> Cases:
     return Cases(policy=policy, data=data, edits=edits, base=base, directory=tmp_path)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COSTLY else n for n in names()])
 def test_stage_runs_on_one_device_and_waits_no_more_than_the_table_says(cases, name) -> None:
     recorder = WaitRecorder()
 
