@@ -6,7 +6,8 @@ holds its values, so control flow, autograd, optimizers and Lightning's loops ar
 - `tensor`: the tensor, and the operations that CUDA would refuse.
 - `surface`: Python calls that name a device or take values out of a tensor.
 - `device`: the context manager; it stands in for `torch.cuda` and undoes everything.
-- `waits`: counts where the host waits for the device.
+- `waits`: counts where the host waits for the device; `wait_table`: the committed counts.
+- `cases`: every stage and its variants, small.
 - `memory`: bytes that live tensors hold.
 - `real_dimensions`: the phases of a model with its real dimensions and no values.
 

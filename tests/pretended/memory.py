@@ -17,21 +17,22 @@ class LiveBytes:
 
     def __init__(self) -> None:
         self.live = self.peak = 0
-        self._held: dict[int, int] = {}
+        self._held: dict[int, tuple[int, weakref.ref]] = {}
 
     def see(self, tensor: Tensor) -> None:
         """Count a tensor's storage unless it is counted already."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._held:
-            self._held[key] = storage.nbytes()
-            self.live += storage.nbytes()
+            size = storage.nbytes()
+            self._held[key] = size, weakref.ref(storage, lambda _: self._freed(key))
+            self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._freed, key)
 
     def reset_peak(self) -> None:
         """Start a new peak at what is held now."""
         self.peak = self.live
 
     def _freed(self, key: int) -> None:
-        self.live -= self._held.pop(key, 0)
+        size, _ = self._held.pop(key)
+        self.live -= size

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pretended import tensor as pretended
-from pretended.tensor import CPU, CUDA, MixedDevices, PretendedTensor, is_hollow, is_pinned, see_copy
-from pretended.waits import here
+from pretended.tensor import CPU, CUDA, PretendedTensor, is_hollow, is_pinned, refuse, see_copy
 
 
 def device_of(value: Any) -> torch.device:
@@ -136,7 +135,7 @@ def _tolist(function, tensor):
 
 def _numpy(function, tensor, *args, **kwargs):
     if isinstance(tensor, PretendedTensor):
-        raise MixedDevices(f"{here()}: {function.__name__} of a tensor on cuda:0. Copy it to the CPU first.")
+        refuse(f"{function.__name__} of a tensor on cuda:0: copy it to the CPU first.")
     return function(tensor, *args, **kwargs)
 
 
@@ -170,7 +169,7 @@ def _tensor(function, data, *args, **kwargs):
 def _values(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return type(data)([_values(v) for v in data])
-    return data.tolist() if isinstance(data, PretendedTensor) else data
+    return _tolist(Tensor.tolist, data) if isinstance(data, PretendedTensor) else data
 
 
 def _pad_sequence(function, sequences, batch_first=False, padding_value=0.0, padding_side="right"):

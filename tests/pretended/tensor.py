@@ -6,9 +6,10 @@ Python sees the claim. An operation on wrappers runs on the tensors that they ho
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +55,13 @@ class State:
     Attributes:
         hollow: whether large floating-point tensors have no values.
         memory: counts the bytes on the device.
+        refused: what was refused: also what somebody caught.
         on_wait: called with the kind of every wait.
     """
 
     hollow: bool = False
     memory: LiveBytes = field(default_factory=LiveBytes)
+    refused: list[str] = field(default_factory=list)
     on_wait: Callable[[str], None] = lambda kind: None
 
 
@@ -77,7 +80,9 @@ class PretendedTensor(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor, requires_grad: bool = False) -> PretendedTensor:
+    def __new__(cls, held: Tensor, /, requires_grad: bool = False, **attributes: object) -> Tensor:
+        if attributes:  # accelerate makes a parameter anew, on the meta device, by its class and its attributes
+            return nn.Parameter(held, requires_grad=requires_grad)
         self = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             layout=held.layout, device=CPU, requires_grad=requires_grad,
@@ -130,9 +135,16 @@ class PretendedTensor(Tensor):
         result = _run(function, bare(args), {name: bare(value) for name, value in kwargs.items()})
         if function._schema.is_mutable:
             return _written(function, args, kwargs, result)
-        if isinstance(result, Tensor):
-            return PretendedTensor(result)
-        return tree_map_only(Tensor, PretendedTensor, result)
+        # A view of an ordinary tensor is an ordinary tensor, in inference mode as well.
+        ordinary = torch.is_inference_mode_enabled() and _is_view(function) and not args[0].is_inference()
+        with torch.inference_mode(False) if ordinary else contextlib.nullcontext():
+            if isinstance(result, Tensor):
+                return PretendedTensor(result)
+            return tree_map_only(Tensor, PretendedTensor, result)
+
+
+def _is_view(function) -> bool:
+    return any(made.alias_info is not None for made in function._schema.returns)
 
 
 def bare(value: Any) -> Any:
@@ -189,9 +201,16 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _refuse(function, tensors: list[Tensor]) -> None:
+def _refuse(function, tensors: list[Tensor]) -> NoReturn:
     described = [f"{tuple(t.shape)} on {'cuda:0' if isinstance(t, PretendedTensor) else 'cpu'}" for t in tensors]
-    raise MixedDevices(f"{here()}: {function} of {', '.join(described)}. All of them must be on one device.")
+    refuse(f"{function} of {', '.join(described)}: all of them must be on one device.")
+
+
+def refuse(why: str) -> NoReturn:
+    """Raise, with the line of the project that is to blame, and remember it in case somebody catches it."""
+    message = f"{here()}: {why}"
+    state.refused.append(message)
+    raise MixedDevices(message)
 
 
 def see_copy(*, to_device: bool, pinned: bool, non_blocking: bool) -> None:

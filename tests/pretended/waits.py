@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 #: frames of these packages count as a library's, unless the project's own code lies further in
 LIBRARIES = ("diffusers", "transformers", "peft", "accelerate", "torchmetrics", "lightning")
+#: parts of a qualified name that depend on Python's version, which inlines some comprehensions
+_UNNAMED = re.compile(r"\.<(locals|listcomp|setcomp|dictcomp|genexpr)>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ def here() -> Place:
             if not library and package in LIBRARIES:
                 library = f"{inner}:{frame.f_lineno}"
         elif name.startswith(root) and not name.startswith(tests):
-            function = frame.f_code.co_qualname.replace(".<locals>", "")
+            function = _UNNAMED.sub("", frame.f_code.co_qualname)
             return Place(file=name.removeprefix(root), line=frame.f_lineno, function=function, library=library)
         frame = frame.f_back
     return Place(file="", line=0, function="", library=library)
