@@ -40,6 +40,8 @@ class PipelineModel(ImageModel):
         self.text_encoder = pipeline.text_encoder
         self.vae = pipeline.vae
         self._pipeline = pipeline
+        # A bundle of components that was not loaded from a model_index.json prescribes nothing.
+        self._sample_sigmas = self.sample_sigmas(getattr(pipeline, "config", {}))
         self.image_size = image_size
         channels = (1, self.vae.config.z_dim, 1, 1, 1)
         for name in ("latents_mean", "latents_std"):
@@ -84,7 +86,7 @@ class PipelineModel(ImageModel):
             self._pipeline.scheduler,
             num_steps,
             image_tokens=math.prod(self.grid(size)),
-            sample_sigmas=self.sample_sigmas(self._pipeline.config),
+            sample_sigmas=self._sample_sigmas,
         )
 
     @classmethod

@@ -17,14 +17,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.bench import Bench, Row, gb, relative
 from benchmarks.gpu.machine import rates, tf32
-from benchmarks.gpu.policies import planned, planned_gb, policy
+from benchmarks.gpu.policies import planned, planned_moment_gb, planned_weights_gb, policy
 from benchmarks.gpu.profiles import attention_kernels
 from benchmarks.gpu.random_model import RandomQwenImage21, default_dtype, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
 from flow.guidance import Guidance
 from lightning_modules.sampling import Branches, guided_velocity
 from models.adapters import STUDENT_ADAPTER, use_adapter
+from models.compilation import compile_blocks, repeated_blocks
 from models.loading import config_directory
+from models.vae import decode_frame
 
 SIGMA = 0.7
 GUIDANCE = 4.0
@@ -105,13 +107,13 @@ def built(bench: Bench) -> Iterator[Row]:
         name="transformer, LoRA and VAE",
         values={
             "gb": taken,
-            "planned_gb": planned_gb(plan, "transformer", "VAE"),
+            "planned_gb": planned_weights_gb(plan, "transformer", "VAE"),
             "not_finite": int(not finite),
             "parameters": sum(p.numel() for p in model.transformer.parameters()),
         },
         limits={"not_finite": 0},
     )
-    yield from _text_encoder(bench, planned_gb(plan, "text encoder"))
+    yield from _text_encoder(bench, planned_weights_gb(plan, "text encoder"))
 
 
 def _text_encoder(bench: Bench, plan: float) -> Iterator[Row]:
@@ -148,9 +150,7 @@ def evaluations(bench: Bench) -> Iterator[Row]:
         (scale.large, False, False, True),
     ):  # fmt: skip
         plan = planned(bench, policy(scale, size=size, guidance=GUIDANCE if guided else 1.0), edit=edit)
-        expected = planned_gb(
-            plan, "transformer", "VAE", "prefix keys and values", "one block's tensors in the rollout"
-        )
+        expected = planned_moment_gb(plan, "denoise")
 
         def measure(
             size: int = size, edit: bool = edit, guided: bool = guided, lora: bool = lora, expected: float = expected
@@ -261,7 +261,7 @@ def compilation(bench: Bench) -> Iterator[Row]:
     base = {"evaluation": seconds(bench, evaluate), "update": seconds(bench, update)}
     # Without a compiler, as on a CPU that only tries the script, tracing alone shows that the blocks can be compiled.
     backend = {} if bench.cuda else {"backend": "eager"}
-    model.transformer.compile_repeated_blocks(fullgraph=True, **backend)
+    compile_blocks(model, **backend)
     try:
         for name, function in (("evaluation", evaluate), ("update", update))[: 1 if bench.tiny else 2]:
             start = time.perf_counter()
@@ -284,8 +284,9 @@ def compilation(bench: Bench) -> Iterator[Row]:
 
             yield bench.row(name, measure)
     finally:
-        for block in model.transformer.transformer_blocks:
-            block._compiled_call_impl = None
+        for block in repeated_blocks(model.transformer):
+            del block.forward  # the class's own comes back
+        model.compiled = False
         torch._dynamo.reset()
 
 
@@ -311,7 +312,7 @@ def decoders(bench: Bench) -> Iterator[Row]:
                 model.vae.to(dtype)
                 try:
                     with torch.no_grad(), tf32(rounded):
-                        taken = seconds(bench, lambda: model.vae.decode(latents).sample, repeats=3)
+                        taken = seconds(bench, lambda: decode_frame(model.vae, latents), repeats=3)
                 finally:
                     model.vae.to(torch.float32)
                 return {"seconds_an_image": taken / chunk}

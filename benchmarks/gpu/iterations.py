@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from benchmarks.gpu.policies import LORA, LORA_64, planned, planned_peak_gb, pol
 from benchmarks.gpu.random_model import scale_of
 from datamodules import EditPairDataModule, PromptDataModule
 from lightning_modules import GRPOPolicy
-from lightning_modules.phases import PhaseClock
 from strategies import FSDP2Strategy
 
 ITERATIONS = 2
@@ -28,24 +26,6 @@ ITERATIONS = 2
 SLACK_GB = 0.05
 #: memory from which all weights can be trained: float32 masters, gradients and Adam's moments are 112 GB
 FULL_FROM = 130e9
-
-
-class SynchronisedClock(PhaseClock):
-    """Waits for the device where a phase begins and ends, so that each is charged with its own kernels."""
-
-    def __init__(self, bench: Bench) -> None:
-        super().__init__()
-        self._bench = bench
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """See `PhaseClock.phase`."""
-        self._bench.synchronize()
-        with super().phase(name):
-            try:
-                yield
-            finally:
-                self._bench.synchronize()
 
 
 class IterationWatch(Callback):
@@ -115,7 +95,7 @@ def iterate(
     bench.forget("model")
     ceiling(bench)  # not inside an iteration
     plan = planned(bench, module, edit=edit)
-    module.clock = SynchronisedClock(bench)
+    module.clock.follow(bench.device)
     watch = IterationWatch(bench)
     made = Trainer(
         accelerator="gpu" if bench.cuda else "cpu", devices=1, max_steps=ITERATIONS, callbacks=[watch], logger=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -89,11 +89,31 @@ def planned(bench: Bench, module: GRPOPolicy, *, edit: bool = False) -> Plan:
     return plan
 
 
-def planned_gb(plan: Plan, *names: str) -> float:
-    """GB of these items of a plan; items that it does not have count nothing."""
-    return sum(item.size for item in plan.items if item.name in names) / 1e9
+def planned_weights_gb(plan: Plan, *names: str) -> float:
+    """GB of these items of a plan that are always there.
+
+    Raises:
+        KeyError: the plan has no such item.
+    """
+    always = {item.name: item.size for item in plan.memory.always}
+    return sum(always[name] for name in names) / 1e9
+
+
+def planned_moment_gb(plan: Plan, *moments: str, weights: Sequence[str] = ("transformer", "VAE")) -> float:
+    """GB at the fullest of these moments of a plan, with the weights that a measurement holds.
+
+    The latents of an iteration are left out: a single evaluation or update does not keep them.
+
+    Raises:
+        KeyError: the plan has no such moment or weights.
+    """
+    found = {moment.name: moment for moment in plan.memory.moments}
+    sizes = [sum(item.size for item in found[name].items if item.name != "latents kept") for name in moments]
+    return planned_weights_gb(plan, *weights) + max(sizes) / 1e9
 
 
 def planned_peak_gb(plan: Plan) -> float:
-    """GB at the plan's fuller phase, less the text encoder, which is left out here."""
-    return plan.peak / 1e9 - planned_gb(plan, "text encoder")
+    """GB at the plan's fullest moment, less the text encoder, which is left out here."""
+    moments = [moment.size for moment in plan.memory.moments if moment.name != "encode prompts"]
+    always = sum(item.size for item in plan.memory.always if item.name != "text encoder")
+    return (always + max(moments)) / 1e9

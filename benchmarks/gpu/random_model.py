@@ -104,7 +104,7 @@ class RandomQwenImage21(QwenImage21):
         noise = torch.randn(length, self.transformer.config.context_in_dim, generator=generator)
         mask = torch.zeros(length, dtype=torch.bool)
         mask[SLOTS_BEGIN : SLOTS_BEGIN + slots] = True
-        return noise.to(self.device, self.transformer.dtype), mask.to(self.device)
+        return noise.to(self.device, self.transformer.dtype), mask
 
     def shard_units(self) -> tuple[ShardUnit, ...]:
         """See `ImageModel.shard_units`: there is no text encoder to shard."""

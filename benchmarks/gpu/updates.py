@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.evaluations import SIGMA, flops_of, prepare
 from benchmarks.gpu.machine import rates
-from benchmarks.gpu.policies import planned, planned_gb, policy
+from benchmarks.gpu.policies import planned, planned_moment_gb, policy
 from benchmarks.gpu.random_model import RandomQwenImage21, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
 from doctor.plan import Plan
@@ -65,7 +65,9 @@ def updates(bench: Bench) -> Iterator[Row]:
             return {
                 "seconds_a_pair": taken / pairs,
                 **rates(bench, flops, taken),
-                "planned_gb": planned_gb(plan, "transformer", "VAE", "gradients", "activations"),
+                "planned_gb": planned_moment_gb(
+                    plan, "update, forward", "update, backward", weights=("transformer", "VAE", "gradients")
+                ),
                 "not_finite": wrong + int(not bool(torch.isfinite(velocity).all())),
             }
 
