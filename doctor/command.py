@@ -9,6 +9,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,7 +79,7 @@ def _answer(
     path = getattr(setup.model, "model_path", None)
     refuse(problems(setup))
     absent = [*missing, *problems_of_files(setup)]
-    parts = build(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
+    parts = _parts(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
     if parts is None:
         refuse(absent)
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
@@ -105,6 +106,12 @@ def _answer(
             f"A rank needs {plan.peak / 1e9:.0f} GB and a {device.name} has {device.memory / 1e9:.0f}: --fit "
             f"{plan.work.ranks}x{device.name} proposes micro-batch, checkpointing and offload that fit."
         )
+
+
+@lru_cache(maxsize=2)
+def _parts(path: str, lora: Any) -> Components:
+    """The parts of a model, kept for whoever examines several runs of it in one process: so are the readings."""
+    return build(path, lora)
 
 
 @contextmanager

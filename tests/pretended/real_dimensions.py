@@ -179,7 +179,7 @@ class _Phases:
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
             str(config_directory(given.model_path)), subfolder="scheduler"
         )
-        pipeline = SimpleNamespace(**vars(parts), scheduler=scheduler)
+        pipeline = SimpleNamespace(**vars(parts), scheduler=scheduler, config={})
         family = FAMILIES[check_model_path(given.model_path)]
         model = family(pipeline, image_size=(given.size, given.size))
         kept = {
