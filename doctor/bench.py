@@ -127,7 +127,7 @@ def model_of(parts: Components, case: Case, layers: int) -> Iterator[tuple[Pipel
     compression = getattr(parts.vae.config, "scale_factor_spatial", None) or 8
     pipeline = _Pipeline(
         kind=kind, transformer=transformer, text_encoder=parts.text_encoder, vae=parts.vae, scheduler=None,
-        vae_scale_factor=compression,
+        vae_scale_factor=compression, config={},
     )  # fmt: skip
     wanted = [p.requires_grad for p in transformer.parameters()]
     model = FAMILIES[kind](pipeline, image_size=(case.size, case.size)).to(META)
