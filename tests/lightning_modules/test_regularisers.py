@@ -101,7 +101,7 @@ def test_steps_weigh_by_the_noise_they_add(policy) -> None:
         s = 0.7 * (sigmas[index] / (1 - (sigmas[1] if index == 0 else sigmas[index]))) ** 0.5
         noise.append(s * (sigmas[index] - sigmas[index + 1]) ** 0.5)
     for k in range(2):
-        pair = Pairs(sample=torch.tensor([1]), step=torch.tensor([k]))
+        pair = Pairs(sample=torch.tensor([1]), step=torch.tensor([k]), samples=(1,), steps=(k,))
         loss, _ = module.objective.loss(module.model, rollout, torch.full((6,), 2.0), pair, {}, denominator=1)
         # At ratio 1 a row's loss is -A times its weight.
         assert float(loss) == pytest.approx(-2.0 * noise[k] / (sum(noise) / 2), rel=1e-5)
