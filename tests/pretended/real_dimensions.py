@@ -218,18 +218,12 @@ class _Phases:
     def _not_whole(self, phase: str) -> int:
         """Bytes that the run holds and a rank of FSDP does not, in a phase.
 
-        The rollout gathers the transformer alone. Decoding and encoding find it released, and an update has two of its
-        blocks at a time, and what is outside of them.
+        Rollouts and updates gather the transformer alone. Decoding and encoding find it released.
         """
         if self.dimensions.kind != "fsdp":
             return 0
-        transformer, size = self.model.transformer, _bytes(self.model.text_encoder)
-        if phase in ("decode", "encode"):
-            size += _bytes(transformer)
-        elif phase.startswith("update"):
-            blocks = [_bytes(block) for block in transformer.transformer_blocks]
-            size += sum(blocks) - 2 * max(blocks)
-        return size
+        size = _bytes(self.model.text_encoder)
+        return size + _bytes(self.model.transformer) * (phase in ("decode", "encode"))
 
     # ----------------------------------------------------------------- phases
 
