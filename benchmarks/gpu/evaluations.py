@@ -1,11 +1,10 @@
-"""Denoising evaluations at real size: speed, memory against the plan, attention kernels, prefixes, compilation.
+"""Denoising evaluations at real size: speed, memory against the plan, attention kernels, prefixes.
 
 Shapes: N samples, S latent tokens, C latent channels.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.bench import Bench, Row, gb, relative
+from benchmarks.gpu.bench import Bench, Row, gb
 from benchmarks.gpu.machine import rates, tf32
 from benchmarks.gpu.policies import planned, planned_moment_gb, planned_weights_gb, policy
 from benchmarks.gpu.profiles import attention_kernels
@@ -24,7 +23,6 @@ from benchmarks.gpu.timing import seconds
 from flow.guidance import Guidance
 from lightning_modules.sampling import Branches, guided_velocity
 from models.adapters import STUDENT_ADAPTER, use_adapter
-from models.compilation import compile_blocks, repeated_blocks
 from models.loading import config_directory
 from models.vae import decode_frame
 
@@ -246,48 +244,6 @@ def separate(conditioning: Any) -> Any:
         source_latents=None if source is None else source[rows],
         rows=torch.arange(len(rows)),
     )
-
-
-def compilation(bench: Bench) -> Iterator[Row]:
-    """Blocks compiled by torch against eager ones: seconds of a rollout and an update, and the error."""
-    from benchmarks.gpu.updates import backward_of
-
-    scale = scale_of(bench)
-    model = shared_model(bench)
-    work = prepare(bench, model, size=scale.size, guided=False)
-    evaluate = evaluation(model, work)
-    update = backward_of(bench, model, size=scale.size, pairs=scale.micro_batches[1])
-    eager = evaluate()
-    base = {"evaluation": seconds(bench, evaluate), "update": seconds(bench, update)}
-    # Without a compiler, as on a CPU that only tries the script, tracing alone shows that the blocks can be compiled.
-    backend = {} if bench.cuda else {"backend": "eager"}
-    compile_blocks(model, **backend)
-    try:
-        for name, function in (("evaluation", evaluate), ("update", update))[: 1 if bench.tiny else 2]:
-            start = time.perf_counter()
-            output = function()
-            bench.synchronize()
-            compiling = time.perf_counter() - start
-
-            def measure(
-                name: str = name, function: Callable[[], Tensor] = function, compiling: float = compiling,
-                output: Tensor = output,
-            ) -> dict[str, Any]:  # fmt: skip
-                taken = seconds(bench, function)
-                return {
-                    "eager_s": base[name],
-                    "compiled_s": taken,
-                    "speed_up": base[name] / taken,
-                    "first_call_s": compiling,
-                    "difference": relative(output, eager) if name == "evaluation" else None,
-                }
-
-            yield bench.row(name, measure)
-    finally:
-        for block in repeated_blocks(model.transformer):
-            del block.forward  # the class's own comes back
-        model.compiled = False
-        torch._dynamo.reset()
 
 
 def decoders(bench: Bench) -> Iterator[Row]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.gpu.bench import Check
-from benchmarks.gpu.evaluations import attention, built, compilation, decoders, evaluations, prefixes
+from benchmarks.gpu.compilation import compilation
+from benchmarks.gpu.evaluations import attention, built, decoders, evaluations, prefixes
 from benchmarks.gpu.updates import updates
 
 CHECKS = (
