@@ -166,7 +166,7 @@ class Cases:
     def vlm_reward(self, start: Callable) -> None:
         path = self.directory / "vlm"
         shutil.copytree(toy_files()["model"], path)
-        reading = ReadingSettings(max_new_tokens=2, batch_size=4)
+        reading = ReadingSettings(reasoning=False, batch_size=4)  # an untrained model's reasoning has no end
         spec = RewardSpec(
             rubrics={"brightness": rubric(**BRIGHTNESS_RUBRIC)}, reading=reading, validation={}, base="toy",
             digit_token_ids=digit_token_ids(AutoTokenizer.from_pretrained(str(path))),

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from lightning import LightningModule
+from toy_vlm import toy_files
 
 from lightning_modules.scoring import checked
 from models.tiny import build_pipeline, build_transformer
@@ -32,6 +33,12 @@ def base(tmp_path_factory) -> str:
             torch.nn.init.normal_(weight, std=0.1)  # a fresh model's last layer is zero
     pipeline.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toys() -> None:
+    """Made before any case: whichever made them first would count their waits as its own."""
+    toy_files()
 
 
 @pytest.fixture
