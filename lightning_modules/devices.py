@@ -32,7 +32,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     queued like a kernel.
 
     Args:
-        tensor: of any shape; returned as it is if it is on the device already.
+        tensor: of any shape; returned unchanged if it is on the device already.
         device: where to put it.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":

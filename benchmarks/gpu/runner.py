@@ -45,7 +45,7 @@ def run_checks(checks: Sequence[Check], bench: Bench, budget: Budget, report: Re
         checks: of one part.
         bench: where they run.
         budget: a check whose estimate exceeds what is left is skipped; smaller ones behind it still run.
-        report: gets every row as it is measured.
+        report: gets every row once it is measured.
 
     Returns:
         Whether none of them failed.

@@ -65,7 +65,7 @@ class State:
     on_wait: Callable[[str], None] = lambda kind: None
 
 
-#: replaced by `device.pretended_cuda` for as long as it is open
+#: replaced by `device.pretended_cuda` while it is open
 state = State()
 
 
