@@ -12,12 +12,10 @@ import pytest
 import torch
 from diffusers import QwenImage21Pipeline
 from PIL import Image
-from planted import Brightness
+from toy_policy import toy_policy
 
 from datamodules import EditPairDataModule, MixedTaskDataModule, PromptDataModule
-from flow.guidance import Guidance
 from lightning_modules import GRPOPolicy
-from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings
 from models import QwenImage21
 from models.tiny import build_pipeline
 
@@ -124,23 +122,4 @@ def mixed(data: Callable[..., PromptDataModule], edits: Callable[..., EditPairDa
 @pytest.fixture
 def policy(tiny_path: str) -> Callable[..., GRPOPolicy]:
     """`policy(kind, rollout={...}, objective={...}, **arguments)`: a small policy with a planted reward."""
-
-    def make(kind: str = "nft", rollout: dict | None = None, objective: dict | None = None, **changes) -> GRPOPolicy:
-        settings = {
-            "num_steps": 4,
-            "group_size": 3,
-            "guidance": Guidance(scale=2.5, low=0.6),
-            "transition": "ode" if kind == "nft" else "flow_sde",
-            "window": WindowSettings(count=2, fraction=0.75),
-        } | (rollout or {})
-        arguments = {
-            "model_path": tiny_path,
-            "image_size": 32,
-            "rewards": {"brightness": Brightness()},
-            "optimizer": partial(torch.optim.AdamW, lr=1e-3),
-            "rollout": RolloutSettings(**settings),
-            "objective": ObjectiveSettings(**({"kind": kind, "micro_batch_size": 4} | (objective or {}))),
-        } | changes
-        return GRPOPolicy(**arguments)
-
-    return make
+    return partial(toy_policy, tiny_path)

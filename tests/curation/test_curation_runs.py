@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -13,6 +12,8 @@ import pytest
 import torch
 from lightning import Trainer
 from planted import Brightness
+from processes import finish, start
+from toy_policy import toy_policy
 
 from curation.command import curate
 from curation.sampling import CURATION_STEP, CurationRun, score_groups
@@ -69,17 +70,15 @@ def test_every_prompt_is_scored_by_keyed_noise(bright, data, whole) -> None:
     assert CURATION_STEP < 0  # no iteration of training has this noise
 
 
-def test_killed_process_loses_nothing(bright, data, whole, tmp_path) -> None:
+def _killed(model: str, prompts: dict[str, str], path: Path) -> None:
+    kill = Counting(at=20, act=lambda: os.kill(os.getpid(), signal.SIGKILL))  # in the fourth batch of six images
+    run(toy_policy(model, rewards={"bright": kill}), PromptDataModule(**prompts, prompts_per_step=2), path)
+
+
+def test_killed_process_loses_nothing(bright, tiny_path, prompt_files, data, whole, tmp_path) -> None:
     path = tmp_path / "killed" / "scores.safetensors"
-
-    def child() -> None:
-        kill = Counting(at=20, act=lambda: os.kill(os.getpid(), signal.SIGKILL))  # in the fourth batch of six images
-        run(bright(kill), data(), path)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    # Never a fork of this process: its threads may hold locks.
+    assert finish(start(_killed, 1, tiny_path, prompt_files, path)) == [-signal.SIGKILL]
     assert not path.exists()
     assert len(list(path.parent.glob("*.parts/*.safetensors"))) == 3
     counting = Counting()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import launch
 from torch import Tensor
 
 from datamodules.batches import Prompts
@@ -115,29 +116,23 @@ def test_an_edit_with_the_id_of_a_prompt_is_another_group() -> None:
     torch.testing.assert_close(joined(outcomes[:2]), expected())
 
 
-def _rank(rank: int, directory: Path, answers: multiprocessing.Queue) -> None:
-    store = dist.FileStore(str(directory / "store"), 2)
+def _rank(directory: Path) -> None:
+    rank, store = int(os.environ["LOCAL_RANK"]), dist.FileStore(str(directory / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     own = [pieces([])[rank]]
     outcomes = list(made(AdvantageSettings(batch_normalise=True)).in_turn(own))
     large = gather_ranks(torch.tensor([2**53 + 1 + rank]))
-    answers.put((rank, outcomes[0].advantages.tolist(), large.tolist()))
+    torch.save((outcomes[0].advantages, large), directory / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def test_two_ranks_normalise_over_both(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    ranks = [context.Process(target=_rank, args=(rank, tmp_path, answers), daemon=True) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = sorted(answers.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-    whole = torch.tensor(found[0][1] + found[1][1])
+    launch(_rank, 2, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    whole = torch.cat([advantages for advantages, _ in found])
     torch.testing.assert_close(whole, expected(batch_normalise=True))
-    assert found[0][2] == [2**53 + 1, 2**53 + 2]  # ids beyond what a float can tell apart
+    assert found[0][1].tolist() == [2**53 + 1, 2**53 + 2]  # ids beyond what a float can tell apart
 
 
 @pytest.mark.parametrize(
