@@ -31,11 +31,11 @@ from lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from datamodules import PromptDataModule
-from datamodules.batches import Prompts
+from flow_rl.batches import Prompts
+from flow_rl.rewards import Reward, Samples
+from flow_rl.rewards.background import ThreadedReward
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
-from lightning_modules.settings import ObjectiveSettings, RolloutSettings
-from rewards import Reward, Samples
-from rewards.background import ThreadedReward
 
 
 class SlowBrightness(Reward):

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.paired import HEADER, compare
-from datamodules.batches import Prompts
 from datamodules.prompts import read_prompts
-from flow.guidance import Guidance
-from flow.rollout import rollout
-from lightning_modules.sampling import guided_velocity
-from models import Conditioning, ImageModel, load_image_model
+from flow_rl.batches import Prompts
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.rollout import rollout
+from flow_rl.models import Conditioning, ImageModel, load_image_model
+from flow_rl.rl.sampling import guided_velocity
 
 
 def by_length(conditioning: Conditioning) -> list[list[int]]:

@@ -21,10 +21,10 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request
 
-from rewards import Samples
-from rewards.endpoint import EndpointSettings
-from rewards.remote import RemoteReward
-from rewards.wire import ScoreRequest, ScoreResponse
+from flow_rl.rewards import Samples
+from flow_rl.rewards.endpoint import EndpointSettings
+from flow_rl.rewards.remote import RemoteReward
+from flow_rl.rewards.wire import ScoreRequest, ScoreResponse
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 from callbacks.category_weights import CategoryWeightCalibration
 from callbacks.ema import WeightEMA
-from callbacks.export import ExportModel
-from callbacks.export_adapter import ExportAdapter
+from callbacks.export import ExportAdapter, ExportModel
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.image_writer import ImageWriter
 from callbacks.phase_timer import PhaseTimer

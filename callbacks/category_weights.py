@@ -14,9 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from datamodules.prompts import data_by_task
-from lightning_modules.iteration import Iteration
-from lightning_modules.weight_adaptation import AdaptationSettings, adapted, smoothed_means
-from lightning_modules.weight_table import TableWeights, WeightTable, is_by_task, read_rows
+from flow_rl.rl.iteration import Iteration
+from flow_rl.rl.weight_adaptation import AdaptationSettings, adapted, smoothed_means
+from flow_rl.rl.weight_table import TableWeights, WeightTable, is_by_task, read_rows
 
 Row = dict[str, float]
 

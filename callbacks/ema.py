@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_modules.shadow import ShadowWeights
+from flow_rl.rl.shadow_weights import ShadowWeights
 
 
 class WeightEMA(Callback):

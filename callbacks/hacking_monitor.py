@@ -8,16 +8,19 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import ConcatDataset, DataLoader
 from typing_extensions import override
 
-from datamodules.batches import Prompts
-from evaluation.hacking import Band, Finding, find_drift, find_hacking
-from evaluation.monitor_alerts import Alert, bands_with_defaults
-from lightning_modules.monitor_panel import Look, MonitorPanel, panel_prompts
-from rewards.composite import weighted_mean
+from datamodules.prompts import FixedBatches
+from flow_rl.batches import Prompts
+from flow_rl.monitoring.alerts import Alert, bands_with_defaults
+from flow_rl.monitoring.hacking import Band, Finding, find_drift, find_hacking
+from flow_rl.monitoring.panel import Look, MonitorPanel
+from flow_rl.rewards.composite import weighted_mean
 
 Action = Literal["warn", "stop", "raise_kl"]
 #: the settings of an objective that weigh its distance to the reference
@@ -264,3 +267,32 @@ class HackingMonitor(Callback):
         self.alerts = [Alert(**alert) for alert in state["alerts"]]
         self._active = set(state["active"])
         self.kl_scale = state["kl_scale"]
+
+
+def panel_prompts(loader: DataLoader, count: int) -> tuple[Prompts, ...]:
+    """About `count` prompts of the validation data, evenly spaced, a batch a task.
+
+    Args:
+        loader: of the data module: over `datamodules.prompts.FixedBatches`, or several of them, one a task.
+        count: prompts in all, shared by the tasks.
+
+    Raises:
+        ValueError: fewer than two prompts a task, or data that are no prompts.
+    """
+    datasets = loader.dataset.datasets if isinstance(loader.dataset, ConcatDataset) else [loader.dataset]
+    parts = []
+    for dataset in datasets:
+        if not isinstance(dataset, FixedBatches):
+            raise ValueError(
+                f"HackingMonitor takes its panel from validation prompts, and {type(dataset).__name__} holds none: "
+                "train with datamodules.PromptDataModule or one of its kind."
+            )
+        size = min(count // len(datasets), len(dataset.prompts))
+        if size < 2:
+            raise ValueError(
+                f"HackingMonitor's panel has {size} prompts of a task: raise its prompts ({count} for "
+                f"{len(datasets)} tasks), or add validation data."
+            )
+        index = torch.linspace(0, len(dataset.prompts) - 1, size).round().long()
+        parts.append(dataset.prompts.select(index.tolist()))
+    return tuple(parts)

@@ -10,8 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from typing_extensions import override
 
-from lightning_modules.evaluation_steps import Drawn
-from models.images import to_uint8
+from flow_rl.models.images import to_uint8
+from lightning_modules.image_module import Drawn
 
 
 class ImageWriter(Callback):

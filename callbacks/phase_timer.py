@@ -9,7 +9,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from models import ImageModel
+from flow_rl.models import ImageModel
 
 
 class PhaseTimer(Callback):

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from flow_rl.distributed.gradients import any_rank
 from strategies.checkpoint_files import SUFFIX
-from strategies.gradients import any_rank
 
 #: exit status of a run that stopped in good order and wants to be started again (EX_TEMPFAIL of sysexits.h)
 EXIT_PREEMPTED = 75

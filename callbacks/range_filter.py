@@ -15,16 +15,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from curation.report import console_table
-from curation.sampling import provenance_of, sample_in_place, task_rewards
-from curation.scores import CuratedScores
-from curation.selection import Selection, composite_ranges, group_ranges, select_prompts
-from datamodules.batches import labels
 from datamodules.prompts import PromptDataModule, data_by_task
-from lightning_modules.hooks import GroupGate, WeightSource
-from lightning_modules.iteration import Iteration
-from lightning_modules.weight_table import TableWeights
-from rewards.composite import weighted_mean
+from flow_rl.batches import labels
+from flow_rl.curation.report import console_table
+from flow_rl.curation.scores import CuratedScores
+from flow_rl.curation.selection import Selection, composite_ranges, group_ranges, select_prompts
+from flow_rl.rewards.composite import weighted_mean
+from flow_rl.rl.iteration import Iteration
+from flow_rl.rl.reward_weights import GroupGate, WeightSource
+from flow_rl.rl.weight_table import TableWeights
+from lightning_modules.curation import provenance_of, sample_in_place, task_rewards
 
 
 class RangeGate(GroupGate):

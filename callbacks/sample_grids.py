@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import Prompts, labels
-from evaluation.grids import image_grid
+from flow_rl.batches import Prompts, labels
+from flow_rl.evaluation.grids import image_grid
 
 
 class SampleGrids(Callback):

@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
-from evaluation.agreement import Reliability, reliability
-from evaluation.grids import image_grid
+from flow_rl.evaluation.agreement import Reliability, reliability
+from flow_rl.evaluation.grids import image_grid
 
 if TYPE_CHECKING:  # every run imports the callbacks, and few draw a figure
     from matplotlib.figure import Figure

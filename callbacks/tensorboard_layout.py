@@ -11,7 +11,7 @@ from typing_extensions import override
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.phase_timer import PhaseTimer
 from callbacks.update_probe import UpdateProbe
-from lightning_modules.objectives import NFT, Objective
+from flow_rl.rl.objectives import NFT, Objective
 
 Section = dict[str, list[str | list[str]]]
 

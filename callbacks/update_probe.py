@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from datamodules.batches import Prompts
-from lightning_modules.probe import Probe, probe_gradient
+from flow_rl.batches import Prompts
+from flow_rl.monitoring.update_direction import Probe, probe_gradient
 
 _log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from datamodules.batches import TASKS, Prompts
 from datamodules.edit_pairs import EditPairDataModule
 from datamodules.mixed import MixedTaskDataModule
 from datamodules.prompts import PromptDataModule, whole_batches
 from datamodules.task_schedule import TaskRatios, TaskSchedule
-from suggestions import nearest
+from flow_rl.batches import TASKS, Prompts
+from flow_rl.suggestions import nearest
 
 
 class AlternatingStream(IterableDataset):

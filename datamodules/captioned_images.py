@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from datamodules.batches import Captioned
 from datamodules.stream import StreamedDataModule, batch_indices
+from flow_rl.batches import Captioned
 
 Example = tuple[Tensor, str, Tensor | None]
 

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from typing_extensions import override
 
-from datamodules.batches import Prompts, PromptTable
 from datamodules.jsonl import read_records
 from datamodules.pictures import open_picture
 from datamodules.prompts import PromptDataModule
-from models.images import from_uint8
+from flow_rl.batches import Prompts, PromptTable
+from flow_rl.models.images import from_uint8
 
 #: how far a source's height / width may be from the wanted one, as a factor
 ASPECT_TOLERANCE = 1.02

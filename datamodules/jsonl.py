@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from suggestions import nearest, nearest_path
+from flow_rl.suggestions import nearest, nearest_path
 
 
 def read_records(

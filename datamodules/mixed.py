@@ -8,10 +8,10 @@ from typing import Any
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 from typing_extensions import override
 
-from datamodules.batches import TaskBatches
 from datamodules.edit_pairs import EditPairDataModule
 from datamodules.prompts import PromptDataModule, PromptStream, whole_batches
 from datamodules.stream import StreamedDataModule
+from flow_rl.batches import TaskBatches
 
 
 class TaskStream(IterableDataset):

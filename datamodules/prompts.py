@@ -11,9 +11,9 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
-from datamodules.batches import Prompts, PromptTable
 from datamodules.jsonl import read_records
 from datamodules.stream import StreamedDataModule, batch_indices, epoch_order
+from flow_rl.batches import Prompts, PromptTable
 
 
 def read_prompts(path: str) -> Prompts:

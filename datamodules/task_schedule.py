@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from flow.noise import Stream, keyed_generator
+from flow_rl.flow.noise import Stream, keyed_generator
 
 #: fractional part of the golden ratio: its multiples fill [0, 1) as evenly as a sequence can (Kronecker, Weyl)
 _STRIDE = (math.sqrt(5) - 1) / 2

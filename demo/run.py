@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from demo.recipe import SELECTIONS, Plan, stages
-from demo.report import build_report
-from demo.stage_runner import StageRunner
-from evaluation import write_report
+from demo.pipeline.recipe import SELECTIONS, Plan, stages
+from demo.pipeline.report import build_report
+from demo.pipeline.stage_runner import StageRunner
+from flow_rl.evaluation import write_report
 
 
 def main() -> None:

@@ -23,11 +23,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import Prompts
-from flow.guidance import Guidance
-from flow.noise import Stream, keyed_generator
-from flow.objectives import velocity_matching_loss
-from lightning_modules.distillation_settings import (
+from flow_rl.batches import Prompts
+from flow_rl.distillation.settings import (
     BASE,
     DistillationSettings,
     TeacherSettings,
@@ -36,23 +33,26 @@ from lightning_modules.distillation_settings import (
     check_teachers,
     student_path,
 )
-from lightning_modules.evaluation_steps import Drawn, EvaluationSteps
-from lightning_modules.phases import PhaseClock
-from lightning_modules.sampling import Sampler
-from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
-from lightning_modules.student_states import States, measure_gap, student_states
-from lightning_modules.teachers import TeacherBank
-from lightning_modules.trained_weights import TransformerTraining
-from lightning_modules.velocity_gap import VelocityGap
-from models import ImageModel, load_image_model
-from models.compilation import compile_blocks
-from models.loading import peek_sigmas
-from models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
-from models.native import native_sampling
-from rewards import Reward
+from flow_rl.distillation.student_states import States, measure_gap, student_states
+from flow_rl.distillation.teachers import TeacherBank
+from flow_rl.distillation.velocity_gap import VelocityGap
+from flow_rl.distributed.gradients import over_ranks
+from flow_rl.distributed.sharding import gathered
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.noise import Stream, keyed_generator
+from flow_rl.flow.objectives import velocity_matching_loss
+from flow_rl.models import ImageModel, load_image_model
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.compilation import compile_blocks
+from flow_rl.models.loading import peek_sigmas
+from flow_rl.models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
+from flow_rl.models.native import native_sampling
+from flow_rl.rewards import Reward
+from flow_rl.rl.phases import PhaseClock
+from flow_rl.rl.sampling import Sampler
+from lightning_modules.base import TransformerTraining, check_optimizer, check_positive
+from lightning_modules.image_module import Drawn, EvaluationSteps
 from strategies import distribute, is_sharded_run
-from strategies.gradients import over_ranks
-from strategies.sharding import gathered
 
 
 class DistillationStudent(TransformerTraining, EvaluationSteps):

@@ -14,18 +14,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from datamodules.batches import Captioned
-from flow.noise import Stream, batch_noise, keyed_generator
-from flow.objectives import velocity_matching_loss
-from flow.schedule import noise_latents
-from lightning_modules.optimizers import ScheduledOptimizer
-from lightning_modules.settings import check_optimizer, check_positive
-from lightning_modules.trained_weights import expect_trained, keep_trained
-from models import ImageModel, load_image_model
-from models.loading import peek_grid
+from flow_rl.batches import Captioned
+from flow_rl.distributed.gradients import world_size
+from flow_rl.distributed.sharding import gather, release
+from flow_rl.flow.noise import Stream, batch_noise, keyed_generator
+from flow_rl.flow.objectives import velocity_matching_loss
+from flow_rl.flow.schedule import noise_latents
+from flow_rl.models import ImageModel, load_image_model
+from flow_rl.models.loading import peek_grid
+from lightning_modules.base import ScheduledOptimizer, check_optimizer, check_positive, expect_trained, keep_trained
 from strategies import distribute, is_sharded_run
-from strategies.gradients import world_size
-from strategies.sharding import gather, release
 
 
 class FlowPretrain(ScheduledOptimizer):

@@ -20,37 +20,33 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import Prompts, TaskBatches
-from lightning_modules.advantages import Advantages, AdvantageSettings, Outcome, Scored
-from lightning_modules.evaluation_steps import EvaluationSteps
-from lightning_modules.hooks import FixedWeights, GroupGate, WeightSource, weights_by_task
-from lightning_modules.iteration import Iteration, Piece
-from lightning_modules.objectives import OBJECTIVES, Rollout
-from lightning_modules.pending import PendingScores
-from lightning_modules.phases import PhaseClock
-from lightning_modules.reward_metrics import reward_metrics, update_means
-from lightning_modules.sampling import Sampler, group_rollout
-from lightning_modules.scoring import samples_of
-from lightning_modules.settings import (
-    LoraSettings,
-    ObjectiveSettings,
-    RolloutSettings,
-    check_optimizer,
-    check_positive,
-)
-from lightning_modules.settings_checks import check_settings
-from lightning_modules.shadow import ShadowWeights, reference_weights
-from lightning_modules.stopping import SilentRewards
+from flow_rl.batches import Prompts, TaskBatches
+from flow_rl.distributed.gradients import over_ranks
+from flow_rl.distributed.sharding import gathered
+from flow_rl.flow.windows import steps_of_iteration
+from flow_rl.models import ImageModel, load_image_model
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.compilation import compile_blocks
+from flow_rl.models.loading import peek_sigmas
+from flow_rl.models.memory import FrozenDtype, WeightDtypes
+from flow_rl.rewards import Reward
+from flow_rl.rl.advantage_estimator import Advantages, AdvantageSettings, Outcome, Scored
+from flow_rl.rl.iteration import Iteration, Piece
+from flow_rl.rl.objectives import OBJECTIVES, Rollout
+from flow_rl.rl.phases import PhaseClock
+from flow_rl.rl.reward_metrics import reward_metrics, update_means
+from flow_rl.rl.reward_weights import FixedWeights, GroupGate, WeightSource, weights_by_task
+from flow_rl.rl.sampling import Sampler, group_rollout
+from flow_rl.rl.score_queue import PendingScores
+from flow_rl.rl.scoring import samples_of
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.settings_checks import check_settings
+from flow_rl.rl.shadow_weights import ShadowWeights, reference_weights
+from flow_rl.rl.silent_rewards import SilentRewards
+from lightning_modules.base import check_optimizer, check_positive
+from lightning_modules.image_module import EvaluationSteps
 from lightning_modules.updates import PolicyUpdates
-from lightning_modules.windows import steps_of_iteration
-from models import ImageModel, load_image_model
-from models.compilation import compile_blocks
-from models.loading import peek_sigmas
-from models.memory import FrozenDtype, WeightDtypes
-from rewards import Reward
 from strategies import distribute, is_sharded_run
-from strategies.gradients import over_ranks
-from strategies.sharding import gathered
 
 
 class GRPOPolicy(PolicyUpdates, EvaluationSteps):

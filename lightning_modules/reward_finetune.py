@@ -23,26 +23,32 @@ from typing_extensions import override
 
 from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
 from datamodules.preferences import PreferenceBatch
-from evaluation.agreement import Agreement
-from flow.noise import Stream, keyed_generator
-from lightning_modules.length_parts import check_parts, mean_of_parts, parts_by_length
-from lightning_modules.optimizers import ScheduledOptimizer
-from lightning_modules.reward_settings import RewardObjective, check_reward_data, check_reward_settings
-from lightning_modules.settings import LoraSettings, check_optimizer, check_positive
-from lightning_modules.trained_weights import expect_trained, keep_trained
-from models.sharding import vlm_unit
-from models.vision_language import add_vlm_lora, check_vlm_path, freeze_vision, load_empty_vlm, load_vlm, save_plain
-from models.whole import first_rank
-from rewards.conversation import Answer, Question, training_inputs
-from rewards.losses import pairwise_loss, pointwise_loss
-from rewards.reading import Answers, ReadingSettings, ScoreReader
-from rewards.readout import nearest_digit
-from rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
-from rewards.spec import RewardSpec
-from rewards.vlm import DTYPES
+from flow_rl.distributed.gradients import world_size
+from flow_rl.distributed.sharding import gather, release
+from flow_rl.evaluation.agreement import Agreement
+from flow_rl.flow.noise import Stream, keyed_generator
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.shard_units import vlm_unit
+from flow_rl.models.vision_language import (
+    add_vlm_lora,
+    check_vlm_path,
+    freeze_vision,
+    load_empty_vlm,
+    load_vlm,
+    save_plain,
+)
+from flow_rl.models.whole import first_rank
+from flow_rl.rewards.conversation import Answer, Question, training_inputs
+from flow_rl.rewards.finetune_settings import RewardObjective, check_reward_data, check_reward_settings
+from flow_rl.rewards.losses import pairwise_loss, pointwise_loss
+from flow_rl.rewards.reading import Answers, ReadingSettings, ScoreReader
+from flow_rl.rewards.readout import nearest_digit
+from flow_rl.rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
+from flow_rl.rewards.spec import RewardSpec
+from flow_rl.rewards.vlm import DTYPES
+from lightning_modules.base import ScheduledOptimizer, check_optimizer, check_positive, expect_trained, keep_trained
+from lightning_modules.length_buckets import check_parts, mean_of_parts, parts_by_length
 from strategies import distribute, is_sharded_run
-from strategies.gradients import world_size
-from strategies.sharding import gather, release
 
 #: metrics also averaged over the dimensions
 _AVERAGED = ("srcc", "plcc", "mse", "pairwise_accuracy", "parse_rate")
@@ -197,7 +203,7 @@ class RewardFinetune(ScheduledOptimizer):
             direct: for each image or pair, whether its answer is the score alone.
 
         Returns:
-            (loss, metrics): see `rewards.losses`.
+            (loss, metrics): see `flow_rl.rewards.losses`.
         """
         if isinstance(batch, PreferenceBatch):
             examples, direct = (*batch.chosen, *batch.rejected), [*direct, *direct]

@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
-from lightning_modules.devices import to_device
-from lightning_modules.objectives import Objective, Rollout, micro_batches
-from lightning_modules.reward_metrics import combined
-from lightning_modules.settings import ObjectiveSettings
-from lightning_modules.shadow import AdapterOff, ShadowWeights
-from lightning_modules.trained_weights import TransformerTraining
-from strategies.sharding import gathered
+from flow_rl.distributed.devices import to_device
+from flow_rl.distributed.sharding import gathered
+from flow_rl.rl.objectives import Objective, Rollout, micro_batches
+from flow_rl.rl.reward_metrics import combined
+from flow_rl.rl.settings import ObjectiveSettings
+from flow_rl.rl.shadow_weights import AdapterOff, ShadowWeights
+from lightning_modules.base import TransformerTraining
 
 
 class PolicyUpdates(TransformerTraining):

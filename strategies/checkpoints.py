@@ -19,6 +19,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh
 from typing_extensions import override
 
+from flow_rl.distributed.tensors import piece, put_back, references, set_apart, sharded
 from strategies.checkpoint_files import (
     META,
     PARTIAL,
@@ -29,7 +30,6 @@ from strategies.checkpoint_files import (
     save_file,
     write_meta,
 )
-from strategies.shards import piece, put_back, references, set_apart, sharded
 
 
 def save_shards(checkpoint: dict[str, Any], path: Path, *, is_first: bool, barrier: Callable[[], None]) -> None:

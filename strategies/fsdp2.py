@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
-from models.sharding import ShardUnit
-from models.stored import WeightReader
+from flow_rl.distributed.loading import fill, in_units
+from flow_rl.distributed.sharding import Layout, release, shard
+from flow_rl.distributed.tensors import copy_into, gathered_tree, like
+from flow_rl.models.shard_units import ShardUnit
+from flow_rl.models.stored import WeightReader
 from strategies.checkpoint_files import is_sharded_checkpoint, remove, save_file
 from strategies.checkpoints import check_readable, load_shards, save_shards
 from strategies.checks import check_sampler, check_sharded_optimizer
-from strategies.loading import fill, in_units
-from strategies.sharding import Layout, release, shard
-from strategies.shards import copy_into, gathered_tree, like
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 

@@ -14,7 +14,7 @@ from strategies.checks import check_sampler
 
 
 class ReplicatedStrategy(DDPStrategy):
-    """Every rank holds the whole model; gradients are averaged once an optimizer step (`strategies.gradients`).
+    """Every rank holds the whole model; `flow_rl.distributed.gradients` averages gradients once an optimizer step.
 
     DDP's wrapper reduces at every backward and expects each parameter once in it. A rollout step has many
     backwards, and shared prefixes use weights twice, so the wrapper is left out.

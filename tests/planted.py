@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rewards import Reward, Samples
+from flow_rl.rewards import Reward, Samples
 
 
 class Brightness(Reward):

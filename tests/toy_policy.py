@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from planted import Brightness
 
-from flow.guidance import Guidance
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.windows import WindowSettings
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
-from lightning_modules.settings import ObjectiveSettings, RolloutSettings, WindowSettings
 
 
 def toy_policy(

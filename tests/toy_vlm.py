@@ -17,11 +17,11 @@ from torchvision.utils import save_image
 
 from callbacks import ExportModel, ScoredExamples
 from datamodules import AnnotationDataModule
+from flow_rl.models.tiny.qwen_image_21 import build_processor, build_text_encoder, build_tokenizer
+from flow_rl.rewards.finetune_settings import RewardObjective
+from flow_rl.rewards.reading import ReadingSettings
+from flow_rl.rewards.rubrics import Rubric
 from lightning_modules import RewardFinetune
-from lightning_modules.reward_settings import RewardObjective
-from models.tiny import build_processor, build_text_encoder, build_tokenizer
-from rewards.reading import ReadingSettings
-from rewards.rubrics import Rubric
 
 BRIGHTNESS_RUBRIC = {
     "name": "brightness",

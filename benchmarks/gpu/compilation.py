@@ -14,7 +14,7 @@ from benchmarks.gpu.evaluations import evaluation, prepare
 from benchmarks.gpu.random_model import scale_of, shared_model
 from benchmarks.gpu.timing import seconds
 from benchmarks.gpu.updates import backward_of
-from models.compilation import compile_blocks, repeated_blocks
+from flow_rl.models.compilation import compile_blocks, repeated_blocks
 
 
 def compilation(bench: Bench) -> Iterator[Row]:

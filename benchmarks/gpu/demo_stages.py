@@ -27,14 +27,16 @@ from datamodules import (
 )
 from datamodules.captioned_images import CaptionedDataset, Example
 from datamodules.task_schedule import TaskRatios
-from flow.guidance import Guidance
+from flow_rl.distillation.settings import DistillationSettings, TeacherSettings
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.windows import WindowSettings
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.rewards import Reward
+from flow_rl.rewards.finetune_settings import RewardObjective
+from flow_rl.rewards.reading import ReadingSettings
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy, RewardFinetune
-from lightning_modules.distillation_settings import DistillationSettings, TeacherSettings
-from lightning_modules.reward_settings import RewardObjective
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
-from models import load_image_model
-from rewards import Reward
-from rewards.reading import ReadingSettings
 
 Built = tuple[LightningModule, LightningDataModule]
 
@@ -88,7 +90,7 @@ def edits(directory: Path) -> EditPairDataModule:
 
 def demo_instructions() -> tuple[tuple[str, str], ...]:
     """Instructions that the demo's rewards can read, with their categories."""
-    from demo.edits import EDITABLE, make_edit
+    from demo.world.edits import EDITABLE, make_edit
 
     pairs = [make_edit(0, i, split="train", category=category) for i, category in enumerate(EDITABLE)]
     return tuple((pair.instruction, pair.category) for pair in pairs)
@@ -108,8 +110,8 @@ class NoiseCaptions(CaptionedDataset):
 
 def demo_rewards(*tasks: str) -> dict[str, Reward]:
     """The demo's own rewards of these tasks."""
-    from demo.edit_rewards import EditConsistencyReward, EditSuccessReward
-    from demo.rewards import AttributeReward, QualityReward
+    from demo.scorers.edit_rewards import EditConsistencyReward, EditSuccessReward
+    from demo.scorers.rewards import AttributeReward, QualityReward
 
     made: dict[str, Reward] = {}
     if "t2i" in tasks:

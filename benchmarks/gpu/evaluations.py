@@ -20,11 +20,11 @@ from benchmarks.gpu.policies import planned, planned_moment_gb, planned_weights_
 from benchmarks.gpu.profiles import attention_kernels
 from benchmarks.gpu.random_model import RandomQwenImage21, default_dtype, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
-from flow.guidance import Guidance
-from lightning_modules.sampling import Branches, guided_velocity
-from models.adapters import STUDENT_ADAPTER, use_adapter
-from models.loading import config_directory
-from models.vae import decode_frame
+from flow_rl.flow.guidance import Guidance
+from flow_rl.models.adapters import STUDENT_ADAPTER, use_adapter
+from flow_rl.models.loading import config_directory
+from flow_rl.models.vae import decode_frame
+from flow_rl.rl.sampling import Branches, guided_velocity
 
 SIGMA = 0.7
 GUIDANCE = 4.0

@@ -17,12 +17,14 @@ from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.machine import tf32
 from benchmarks.gpu.parity import BASE, SIZE
 from benchmarks.gpu.rewards import PixelReward
-from datamodules.batches import Prompts
-from flow.guidance import Guidance
+from flow_rl.batches import Prompts
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.windows import WindowSettings
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.rl.objectives import OBJECTIVES
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.shadow_weights import ShadowWeights
 from lightning_modules import GRPOPolicy
-from lightning_modules.objectives import OBJECTIVES
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
-from lightning_modules.shadow import ShadowWeights
 
 PROMPTS = Prompts(
     ids=(11, 12),

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.first_ratio import ADVANTAGES, PROMPTS, made, use
-from lightning_modules.sampling import guided_velocity
+from flow_rl.rl.sampling import guided_velocity
 
 Result = TypeVar("Result")
 #: lines that are named in the report

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.timing import seconds
-from doctor.devices import DEVICES
+from flow_rl.planning.devices import DEVICES
 
 PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "accelerate", "torchmetrics",
             "safetensors", "tokenizers", "triton", "numpy")  # fmt: skip

@@ -17,7 +17,7 @@ from benchmarks.gpu.evaluations import GUIDANCE, SIGMA, Work, evaluation, prepar
 from benchmarks.gpu.random_model import RandomQwenImage21, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
 from benchmarks.gpu.updates import backward_of
-from lightning_modules.sampling import Branches
+from flow_rl.rl.sampling import Branches
 
 
 def apart(work: Work, count: int | None = None) -> Work:

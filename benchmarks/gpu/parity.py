@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, Row, relative
 from benchmarks.gpu.machine import tf32
-from models import Conditioning, ImageModel, load_image_model
+from flow_rl.models import Conditioning, ImageModel, load_image_model
 
 BASE = "demo/base"
 SIZE = (32, 32)

@@ -14,12 +14,14 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.random_model import RandomQwenImage21, Scale, random_model, scale_of
 from benchmarks.gpu.rewards import PixelReward
-from doctor.plan import Plan, make_plan
-from doctor.setup import Setup
-from doctor.weights import Components, build
-from flow.guidance import Guidance
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.windows import WindowSettings
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.planning.plan import Plan, make_plan
+from flow_rl.planning.setup import Setup
+from flow_rl.planning.weights import Components, build
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
 
 #: Flow-GRPO's adapter, and that of the published Qwen-Image runs
 LORA = LoraSettings(rank=32, alpha=64)

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.bench import Bench
-from lightning_modules.settings import LoraSettings
-from models import Conditioning, QwenImage21
-from models.adapters import add_lora
-from models.loading import config_directory, read_config
-from models.qwen_image_21 import TOKENS_A_SLOT
-from models.sharding import ShardUnit
+from flow_rl.models import Conditioning, QwenImage21
+from flow_rl.models.adapters import LoraSettings, add_lora
+from flow_rl.models.loading import config_directory, read_config
+from flow_rl.models.qwen_image_21 import TOKENS_A_SLOT
+from flow_rl.models.shard_units import ShardUnit
 
 #: tokens of a blank prompt in its template, and where a source image's slots begin
 BLANK_TOKENS, SLOTS_BEGIN = 7, 5
@@ -150,7 +149,7 @@ def random_model(
 
 
 def shared_model(bench: Bench, *, rank: int = 32) -> RandomQwenImage21:
-    """The model that checks share, with a LoRA adapter; `models.adapters.use_adapter` passes it over."""
+    """The model that checks share, with a LoRA adapter; `flow_rl.models.adapters.use_adapter` passes it over."""
 
     def make() -> RandomQwenImage21:
         model = random_model(bench.device, scale_of(bench))

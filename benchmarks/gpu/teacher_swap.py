@@ -14,10 +14,10 @@ from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.demo_stages import teacher
 from benchmarks.gpu.machine import tf32
 from benchmarks.gpu.parity import BASE, PROMPTS, SIGMA, SIZE, base
-from flow.guidance import Guidance
-from lightning_modules.distillation_settings import TeacherSettings
-from lightning_modules.teachers import TeacherBank
-from models import load_image_model
+from flow_rl.distillation.settings import TeacherSettings
+from flow_rl.distillation.teachers import TeacherBank
+from flow_rl.flow.guidance import Guidance
+from flow_rl.models import load_image_model
 
 TASKS = ("t2i", "edit")
 

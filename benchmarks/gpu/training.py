@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.demo_stages import STAGES, Built, clipped, t2i
 from benchmarks.gpu.machine import tf32
+from flow_rl.distributed.tensors import full
 from strategies import FSDP2Strategy
-from strategies.shards import full
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from benchmarks.gpu.machine import rates
 from benchmarks.gpu.policies import planned, planned_moment_gb, policy
 from benchmarks.gpu.random_model import RandomQwenImage21, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
-from doctor.plan import Plan
+from flow_rl.planning.plan import Plan
 
 
 def backward_of(

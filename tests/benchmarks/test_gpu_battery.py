@@ -18,7 +18,7 @@ from benchmarks.gpu.naive import apart, guided
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runner import Budget, run_checks
-from lightning_modules.teacher_slot import TeacherSlot
+from flow_rl.distillation.teacher_slot import TeacherSlot
 
 CPU = torch.device("cpu")
 

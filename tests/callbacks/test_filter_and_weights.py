@@ -14,11 +14,11 @@ from planted import Brightness, Dark
 
 from callbacks import CategoryWeightCalibration, RewardRangeFilter, UpdateProbe
 from callbacks.range_filter import RangeGate
-from curation.provenance import prompt_digests
-from curation.sampling import provenance_of
-from curation.scores import CuratedScores
 from datamodules import PromptDataModule
-from lightning_modules.weight_adaptation import AdaptationSettings
+from flow_rl.curation.provenance import prompt_digests
+from flow_rl.curation.scores import CuratedScores
+from flow_rl.rl.weight_adaptation import AdaptationSettings
+from lightning_modules.curation import provenance_of
 
 TABLE = {"portrait": {"bright": 0.25, "dark": 0.75}, "default": {"bright": 0.9, "dark": 0.1}}
 

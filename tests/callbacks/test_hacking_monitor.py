@@ -16,14 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import ConcatDataset, DataLoader
 
 from callbacks import HackingMonitor
+from callbacks.hacking_monitor import panel_prompts
 from datamodules import PromptDataModule
-from demo.rewards import AttributeReward, QualityReward
-from evaluation.hacking import Band
-from flow.guidance import Guidance
+from demo.scorers.rewards import AttributeReward, QualityReward
+from flow_rl.flow.guidance import Guidance
+from flow_rl.monitoring.hacking import Band
+from flow_rl.rewards import Reward, Samples
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
-from lightning_modules.monitor_panel import panel_prompts
-from lightning_modules.settings import ObjectiveSettings, RolloutSettings
-from rewards import Reward, Samples
 
 
 class Darkness(Reward):

@@ -17,8 +17,8 @@ from torch import Tensor
 from callbacks import UpdateProbe
 from callbacks.update_probe import spread
 from datamodules.prompts import FixedBatches
-from lightning_modules.probe import Probe, stepped
-from rewards import Samples
+from flow_rl.monitoring.update_direction import Probe, stepped
+from flow_rl.rewards import Samples
 
 
 class Constant(Brightness):

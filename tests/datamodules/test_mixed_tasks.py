@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules import MixedTaskDataModule
-from datamodules.batches import Prompts, TaskBatches, labels
+from flow_rl.batches import Prompts, TaskBatches, labels
 
 Ids = tuple[tuple[int, ...], ...]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.batches import Captioned, Prompts
 from datamodules.captioned_images import CaptionedDataset, CaptionedStream
 from datamodules.prompts import PromptDataModule, PromptStream, read_prompts
 from datamodules.stream import batch_indices
+from flow_rl.batches import Captioned, Prompts
 
 PROMPTS = Prompts(ids=tuple(range(100, 110)), texts=tuple(f"prompt {i}" for i in range(10)), categories=("a", "b") * 5)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.provenance import prompt_digests
 from datamodules import EditPairDataModule, PromptDataModule
 from datamodules.mixed import MixedTaskDataModule
 from datamodules.prompts import data_by_task
+from flow_rl.curation.provenance import prompt_digests
 
 
 @pytest.fixture

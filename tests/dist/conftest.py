@@ -14,7 +14,7 @@ import torch
 from diffusers import QwenImage21Pipeline
 from toy_vlm import toy_files
 
-from models.tiny import build_transformer
+from flow_rl.models.tiny.qwen_image_21 import build_transformer
 
 sys.path.insert(0, str(Path(__file__).parent))  # the ranks import the runs by name
 

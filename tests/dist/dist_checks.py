@@ -15,11 +15,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from models.sharding import ShardUnit
+from flow_rl.models.shard_units import ShardUnit
 from strategies.checkpoints import load_shards, save_shards
-from strategies.gradients import any_rank, average_gradients, finite_everywhere, finish_gradients, over_ranks
-from strategies.sharding import Layout, gathered, reduce_gradients, shard
-from strategies.shards import copy_into, full, gathered_tree, like, piece, sharded
+from flow_rl.distributed.gradients import (any_rank, average_gradients, finite_everywhere, finish_gradients, over_ranks)
+from flow_rl.distributed.sharding import (Layout, gathered, reduce_gradients, shard)
+from flow_rl.distributed.tensors import (copy_into, full, gathered_tree, like, piece, sharded)
 
 
 def run_checks(record: str, world_size: int) -> None:

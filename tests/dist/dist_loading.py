@@ -14,15 +14,15 @@ from processes import GROUP_TIMEOUT
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from models import ImageModel, load_image_model
-from models.adapters import add_lora
-from models.memory import WeightDtypes
-from models.sharding import ShardUnit, vlm_unit
-from models.stored import WeightReader
-from models.vision_language import load_empty_vlm, load_vlm
-from strategies.loading import fill, in_units
-from strategies.sharding import Layout, shard
-from strategies.shards import full
+from flow_rl.models import (ImageModel, load_image_model)
+from flow_rl.models.adapters import add_lora
+from flow_rl.models.memory import WeightDtypes
+from flow_rl.models.shard_units import (ShardUnit, vlm_unit)
+from flow_rl.models.stored import WeightReader
+from flow_rl.models.vision_language import (load_empty_vlm, load_vlm)
+from flow_rl.distributed.loading import (fill, in_units)
+from flow_rl.distributed.sharding import (Layout, shard)
+from flow_rl.distributed.tensors import full
 
 TEXTS = ("a red pot", "a tulip in a blue pot, yellow background")
 

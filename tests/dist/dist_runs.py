@@ -22,14 +22,16 @@ from torch.distributed.tensor import DTensor
 
 from callbacks import WeightEMA
 from datamodules import AnnotationDataModule, CaptionedImageDataModule, PromptDataModule
-from flow.guidance import Guidance
+from flow_rl.flow.guidance import Guidance
 from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy, RewardFinetune
-from lightning_modules.distillation_settings import DistillationSettings, TeacherSettings
-from lightning_modules.reward_settings import RewardObjective
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
-from rewards.reading import ReadingSettings
+from flow_rl.distillation.settings import (DistillationSettings, TeacherSettings)
+from flow_rl.rewards.finetune_settings import RewardObjective
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.rl.settings import (ObjectiveSettings, RolloutSettings)
+from flow_rl.flow.windows import WindowSettings
+from flow_rl.rewards.reading import ReadingSettings
 from strategies import checkpoints, AtomicCheckpointIO, FSDP2Strategy, ReplicatedStrategy
-from strategies.shards import full
+from flow_rl.distributed.tensors import full
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from callbacks import HackingMonitor, update_probe
-from datamodules.batches import Prompts
-from lightning_modules.scoring import score_share
-from lightning_modules.shares import Share, raised_everywhere
-from rewards import Reward, Samples
+from flow_rl.batches import Prompts
+from flow_rl.rl.scoring import score_share
+from flow_rl.distributed.shares import (Share, raised_everywhere)
+from flow_rl.rewards import (Reward, Samples)
 
 
 class Counting(Brightness):

@@ -8,8 +8,8 @@ from dist_runs import LORA
 from planted import Brightness
 
 from callbacks import ExportAdapter, HackingMonitor, RewardRangeFilter, UpdateProbe
-from models import load_image_model
-from models.adapters import STUDENT_ADAPTER, load_frozen_adapter
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import (STUDENT_ADAPTER, load_frozen_adapter)
 
 pytestmark = pytest.mark.dist
 BFLOAT16 = {"precision": "bfloat16"}

@@ -17,7 +17,7 @@ from processes import GROUP_TIMEOUT, PATIENCE
 
 from strategies.checkpoint_files import newest_checkpoint
 from strategies.checkpoints import load_shards
-from strategies.launcher import OWN_STORE
+from strategies.resume import OWN_STORE
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ import torch
 from dist_loading import run_loading
 from processes import launch
 
-from models.tiny_v1 import build_pipeline_v1
+from flow_rl.models.tiny.qwen_image import build_pipeline_v1
 
 pytestmark = pytest.mark.dist
 

@@ -7,8 +7,8 @@ import torch
 from test_dist_invariance import assert_close
 
 from callbacks import ExportModel
-from models import load_image_model
-from models.vision_language import load_vlm
+from flow_rl.models import load_image_model
+from flow_rl.models.vision_language import load_vlm
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

@@ -18,7 +18,7 @@ from planted import Brightness, Dark
 from processes import finish, launch, start
 
 from callbacks import CategoryWeightCalibration, RewardRangeFilter
-from lightning_modules.weight_adaptation import AdaptationSettings
+from flow_rl.rl.weight_adaptation import AdaptationSettings
 from strategies.checkpoint_files import newest_checkpoint, sweep
 
 pytestmark = pytest.mark.slow

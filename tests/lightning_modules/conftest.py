@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datamodules import AlternatingTaskDataModule, EditPairDataModule, PromptDataModule
-from flow.guidance import Guidance
+from flow_rl.distillation.settings import DistillationSettings, TeacherSettings
+from flow_rl.flow.guidance import Guidance
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import add_lora, save_adapter
 from lightning_modules import DistillationStudent
-from lightning_modules.distillation_settings import DistillationSettings, TeacherSettings
-from models import load_image_model
-from models.adapters import add_lora, save_adapter
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from lightning import LightningModule
 
-from lightning_modules.settings import LoraSettings
-from lightning_modules.trained_weights import keep_trained
-from models.compilation import repeated_blocks
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.compilation import repeated_blocks
+from lightning_modules.base import keep_trained
 
 
 @pytest.mark.parametrize("fixture", ["policy", "student"])

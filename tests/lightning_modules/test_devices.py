@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
-from flow.guidance import Guidance
-from lightning_modules.devices import ComputingModule, to_device
-from lightning_modules.objectives import micro_batches
-from lightning_modules.reward_metrics import combined, update_means
-from lightning_modules.velocity_gap import EDGES, VelocityGap
-from strategies.gradients import finite_everywhere
+from flow_rl.distillation.velocity_gap import EDGES, VelocityGap
+from flow_rl.distributed.devices import to_device
+from flow_rl.distributed.gradients import finite_everywhere
+from flow_rl.flow.guidance import Guidance
+from flow_rl.rl.objectives import micro_batches
+from flow_rl.rl.reward_metrics import combined, update_means
+from lightning_modules.base import ComputingModule
 
 GPU = torch.device("cuda", 0)
 

@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 import torch
 
-from datamodules.batches import Prompts
-from flow.guidance import Guidance, guide
+from flow_rl.batches import Prompts
+from flow_rl.distillation.settings import TeacherSettings
+from flow_rl.distillation.student_states import States
+from flow_rl.flow.guidance import Guidance, guide
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings
 from lightning_modules import DistillationStudent
-from lightning_modules.distillation_settings import TeacherSettings
-from lightning_modules.settings import LoraSettings
-from lightning_modules.student_states import States
-from models import load_image_model
 
 TEXTS = ("a portrait of a person with red hair", "a red pot", "a tulip in a blue pot, yellow background")
 T2I = Prompts(ids=(11, 12, 13), texts=TEXTS, categories=("portrait", "plant", "plant"))

@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks import ExportAdapter, ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorBoardLayout, WeightEMA
 from datamodules.task_schedule import TaskRatios
 from demo.sample import load, sample
-from flow.guidance import Guidance
-from flow.noise import Stream
-from lightning_modules.distillation_settings import TeacherSettings
-from lightning_modules.settings import LoraSettings
-from models import load_image_model
-from models.images import to_uint8
+from flow_rl.distillation.settings import TeacherSettings
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.noise import Stream
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.images import to_uint8
 
 BASE = str(Path(__file__).parents[2] / "demo" / "base")
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datamodules.batches import Prompts
+from flow_rl.batches import Prompts
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.rl.shadow_weights import ShadowWeights
 from lightning_modules import GRPOPolicy
-from lightning_modules.settings import LoraSettings
-from lightning_modules.shadow import ShadowWeights
 
 BATCH = Prompts(
     ids=(11, 12),

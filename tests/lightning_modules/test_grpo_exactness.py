@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from datamodules.batches import Prompts
+from flow_rl.batches import Prompts
+from flow_rl.rl.objectives import Rollout
 from lightning_modules import GRPOPolicy
-from lightning_modules.objectives import Rollout
 
 BATCH = Prompts(
     ids=(11, 12),

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from callbacks import ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorBoardLayout, UpdateProbe, WeightEMA
-from lightning_modules.settings import LoraSettings
-from models import load_image_model
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings
 
 
 def trainer(directory: Path, steps: int, *callbacks, **changes) -> Trainer:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from datamodules.batches import Prompts
+from flow_rl.batches import Prompts
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.rl.objectives import Pairs, Rollout
+from flow_rl.rl.shadow_weights import AdapterOff, ShadowWeights
 from lightning_modules import GRPOPolicy
-from lightning_modules.objectives import Pairs, Rollout
-from lightning_modules.settings import LoraSettings
-from lightning_modules.shadow import AdapterOff, ShadowWeights
-from models import load_image_model
 
 BATCH = Prompts(ids=(11, 12), texts=("a tulip in a blue pot", "a red pot"), categories=("plant", "plant"))
 LORA = LoraSettings(rank=4, alpha=8)

@@ -15,11 +15,11 @@ from toy_vlm import rubric, toy_data, toy_files, toy_module, toy_trainer, traine
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datamodules import PreferenceDataModule
-from lightning_modules.reward_settings import RewardObjective
-from lightning_modules.settings import LoraSettings
-from models.vision_language import load_vlm
-from rewards.reading import ReadingSettings
-from rewards.readout import nearest_digit
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.vision_language import load_vlm
+from flow_rl.rewards.finetune_settings import RewardObjective
+from flow_rl.rewards.reading import ReadingSettings
+from flow_rl.rewards.readout import nearest_digit
 
 LORA = LoraSettings(rank=4, alpha=8)
 DIRECT = {"objective": RewardObjective(direct_share=1.0), "reading": ReadingSettings(reasoning=False)}

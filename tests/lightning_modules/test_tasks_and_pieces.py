@@ -19,14 +19,14 @@ from torch import Tensor
 from callbacks import ImageWriter, WeightEMA
 from datamodules import MixedTaskDataModule
 from datamodules.edit_pairs import read_edits
-from demo.edit_prompts import write_edits
-from flow.guidance import Guidance
+from demo.making.edit_prompts import write_edits
+from flow_rl.flow.guidance import Guidance
+from flow_rl.monitoring.update_direction import probe_update
+from flow_rl.rewards import Reward, Samples
+from flow_rl.rewards.background import AsyncReward, ThreadedReward
+from flow_rl.rl.advantage_estimator import AdvantageSettings
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
-from lightning_modules.advantages import AdvantageSettings
-from lightning_modules.probe import probe_update
-from lightning_modules.settings import ObjectiveSettings, RolloutSettings
-from rewards import Reward, Samples
-from rewards.background import AsyncReward, ThreadedReward
 
 BY_TASK = {"t2i": {"brightness": 0.5, "shared": 0.5}, "edit": {"shared": 0.25, "edits": 0.75}}
 

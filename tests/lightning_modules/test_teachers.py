@@ -15,13 +15,12 @@ from expectations import does_not_raise
 from peak_memory import PeakMemory
 from safetensors.torch import load_file, save_file
 
-from datamodules.batches import Prompts
-from flow.guidance import Guidance
-from lightning_modules.distillation_settings import TeacherSettings, check_tasks, check_teachers, student_path
-from lightning_modules.settings import LoraSettings
-from lightning_modules.teachers import TeacherBank
-from models import load_image_model
-from models.adapters import merged_copy, use_adapter
+from flow_rl.batches import Prompts
+from flow_rl.distillation.settings import TeacherSettings, check_tasks, check_teachers, student_path
+from flow_rl.distillation.teachers import TeacherBank
+from flow_rl.flow.guidance import Guidance
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings, merged_copy, use_adapter
 
 TEXTS = ("a portrait of a person with red hair", "a red pot")
 SIGMA = torch.tensor([0.9, 0.4])

@@ -17,23 +17,22 @@ from toy_vlm import BRIGHTNESS_RUBRIC, rubric, toy_data, toy_files, toy_module
 from transformers import AutoTokenizer
 
 from callbacks import HackingMonitor, ImageWriter, PhaseTimer, SampleGrids, UpdateProbe, WeightEMA
-from curation.command import curate
-from curation.settings import CurationSettings
+from cli.curate import curate
 from datamodules import AlternatingTaskDataModule, CaptionedImageDataModule, MixedTaskDataModule, PreferenceDataModule
 from datamodules.captioned_images import CaptionedDataset, Example
-from flow.guidance import Guidance
+from flow_rl.curation.settings import CurationSettings
+from flow_rl.distillation.settings import DistillationSettings, TeacherSettings
+from flow_rl.flow.guidance import Guidance
+from flow_rl.models import load_image_model
+from flow_rl.models.adapters import LoraSettings, add_lora, save_adapter
+from flow_rl.models.tiny.qwen_image import build_pipeline_v1
+from flow_rl.rewards import Reward, Samples
+from flow_rl.rewards.finetune_settings import RewardObjective
+from flow_rl.rewards.reading import ReadingSettings
+from flow_rl.rewards.readout import digit_token_ids
+from flow_rl.rewards.spec import RewardSpec
+from flow_rl.rewards.vlm import VLMReward
 from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy
-from lightning_modules.distillation_settings import DistillationSettings, TeacherSettings
-from lightning_modules.reward_settings import RewardObjective
-from lightning_modules.settings import LoraSettings
-from models import load_image_model
-from models.adapters import add_lora, save_adapter
-from models.tiny_v1 import build_pipeline_v1
-from rewards import Reward, Samples
-from rewards.reading import ReadingSettings
-from rewards.readout import digit_token_ids
-from rewards.spec import RewardSpec
-from rewards.vlm import VLMReward
 
 #: what the tiny model's tokenizer is trained on
 TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow background", "make the pot red")

@@ -23,15 +23,17 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from datamodules.batches import Prompts
-from doctor.weights import build
-from flow.guidance import Guidance
-from lightning_modules.objectives import OBJECTIVES, Rollout, micro_batches
-from lightning_modules.sampling import Branches, Sampler, group_rollout
-from lightning_modules.settings import LoraSettings, ObjectiveSettings, RolloutSettings, WindowSettings
-from models.image_model import Conditioning
-from models.loading import FAMILIES, check_model_path, config_directory, read_config
-from models.pipeline_model import PipelineModel
+from flow_rl.batches import Prompts
+from flow_rl.flow.guidance import Guidance
+from flow_rl.flow.windows import WindowSettings
+from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.image_model import Conditioning
+from flow_rl.models.loading import FAMILIES, check_model_path, config_directory, read_config
+from flow_rl.models.pipeline_model import PipelineModel
+from flow_rl.planning.weights import build
+from flow_rl.rl.objectives import OBJECTIVES, Rollout, micro_batches
+from flow_rl.rl.sampling import Branches, Sampler, group_rollout
+from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from pretended.device import pretended_cuda
 from pretended.memory import LiveBytes
 from pretended.tensor import PretendedTensor

@@ -10,8 +10,8 @@ import torch
 from lightning import LightningModule
 from toy_vlm import toy_files
 
-from lightning_modules.scoring import checked
-from models.tiny import build_pipeline, build_transformer
+from flow_rl.models.tiny.qwen_image_21 import build_pipeline, build_transformer
+from flow_rl.rl.scoring import checked
 from pretended import wait_table
 from pretended.cases import TEXTS, Cases, names
 from pretended.device import pretended_cuda
@@ -81,11 +81,11 @@ def test_waits_that_are_new_are_told_with_their_lines() -> None:
         state.on_wait = recorder
         checked("toy", scores, 2)
     row = wait_table.row_of(recorder.counts)
-    assert row == {"reward": {"libraries": 0, "project": {"d2h: lightning_modules/scoring.py checked": 1}}}
+    assert row == {"reward": {"libraries": 0, "project": {"d2h: flow_rl/rl/scoring.py checked": 1}}}
     assert wait_table.differences(recorder.counts, row) == []
     (told,) = wait_table.differences(recorder.counts, {})
-    assert told.startswith("reward: d2h: lightning_modules/scoring.py checked: 1 waits, 0 in the table. Now at: ")
-    assert "lightning_modules/scoring.py:" in told
+    assert told.startswith("reward: d2h: flow_rl/rl/scoring.py checked: 1 waits, 0 in the table. Now at: ")
+    assert "flow_rl/rl/scoring.py:" in told
     (told,) = wait_table.differences(Counter(), row)  # fewer: the table must not allow them to come back
     assert "0 waits, 1 in the table" in told
     library = {"reward": {"libraries": 3, "project": row["reward"]["project"]}}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flow.guidance import guide
+from flow_rl.flow.guidance import guide
 from pretended.device import pretended_cuda
 from pretended.tensor import MixedDevices, PretendedTensor
 from pretended.waits import ROOT, WaitRecorder
@@ -19,7 +19,7 @@ def test_operation_on_two_devices_names_the_line_of_the_project() -> None:
     with pretended_cuda(), pytest.raises(MixedDevices) as raised:
         guide(torch.ones(2, 3).cuda(), torch.ones(2, 3), 2.0)
     file, line, _ = str(raised.value).split(":", 2)
-    assert file == "flow/guidance.py"
+    assert file == "flow_rl/flow/guidance.py"
     assert "cond - uncond" in (Path(ROOT) / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
 
 

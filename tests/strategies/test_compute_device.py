@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from models import load_image_model
+from flow_rl.distributed.sharding import Layout, shard
+from flow_rl.models import load_image_model
 from strategies import FSDP2Strategy
-from strategies.sharding import Layout, shard
 
 #: stands for a GPU: another device than the shards'
 ELSEWHERE = torch.device("meta")

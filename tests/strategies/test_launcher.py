@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from strategies.launcher import OWN_STORE, warning_of_restarts
+from strategies.resume import OWN_STORE, warning_of_restarts
 
 RESTARTS = {"RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
 

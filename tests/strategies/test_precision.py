@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cli.app import main
 from strategies.precision import allow_tf32
-from train import main
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_run_asks_for_it(defaults, monkeypatch, tmp_path, arguments: list[str]
     def stop(*_args: object, **_named: object) -> None:
         raise Reached
 
-    monkeypatch.setattr("train.FlowCLI.instantiate_classes", stop)
+    monkeypatch.setattr("cli.app.FlowCLI.instantiate_classes", stop)
     config = ["fit", "--config=configs/demo/t2i_teacher.yaml", f"--run.dir={tmp_path}", *arguments]
     with pytest.raises(Reached):
         main(config)

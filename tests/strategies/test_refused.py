@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning import Trainer
 
-from strategies.checks import check_sampler, check_sharded_optimizer, why_unshardable
+from flow_rl.distributed.optimizers import why_unshardable
+from strategies.checks import check_sampler, check_sharded_optimizer
 
 
 @pytest.mark.parametrize("kind", [bitsandbytes.optim.AdamW8bit, bitsandbytes.optim.PagedAdamW8bit])

@@ -1,0 +1,265 @@
+"""`train.py`: a LightningCLI with what this project adds to it.
+
+    python train.py fit --config configs/demo/t2i_teacher.yaml --config configs/objective/clipped.yaml
+    python train.py validate | test | predict ... --model.model_path=...
+    python train.py curate --config configs/demo/t2i_teacher.yaml --config configs/demo/curate.yaml
+    python train.py doctor --config configs/qwen_image_21/grpo_t2i.yaml --fit 8xH100-80GB   (loads nothing)
+
+Several `--config` files stack, later ones win, and the command line wins over all. `${run.dir}` and the like
+are resolved last, so they see every override.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from typing_extensions import override
+
+from cli.config_stack import check_stack
+from cli.errors import explain_instantiation, explain_parsing
+from cli.start_checks import check_checkpoint, check_seed, check_writable
+from flow_rl.curation.settings import CurationSettings
+from flow_rl.errors import RunStopped, SettingError, refuse
+from strategies import AtomicCheckpointIO
+from strategies.checkpoint_files import sweep
+from strategies.precision import allow_tf32
+from strategies.resume import checkpoint_to_resume, end_with_launcher, mark_start, restarted, warning_of_restarts
+
+#: set to 1 to see the traceback of a bad setting
+TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
+#: Lightning's functions that run one batch of fit, of validate and test, and of predict
+BATCH_FUNCTIONS = {"advance", "_evaluation_step", "_predict_step"}
+
+
+class StrictParser(LightningArgumentParser):
+    """Takes no abbreviation for a name, and remembers which file an error came from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A misspelt name that happens to be the beginning of another would silently set that one.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    @override
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except ArgumentError as error:
+            error.config_file = str(path)
+            raise
+
+
+class FlowTrainer(Trainer):
+    """Lightning's Trainer, and what the added subcommands run."""
+
+    def curate(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, *, curation: CurationSettings
+    ) -> None:
+        """Score rollouts of every training prompt, and report which prompts a threshold keeps."""
+        from cli.curate import curate  # only this subcommand needs the generators' libraries by itself
+
+        curate(self, model, datamodule, curation)
+
+
+class FlowCLI(LightningCLI):
+    """LightningCLI with run-wide values for interpolation and checks that come before any model."""
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        own = {"predict": known["predict"] | {"return_predictions"}, "curate": {"model", "datamodule"}}
+        return known | own
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run `predict`: callbacks write the images, so nothing needs to keep them all in memory."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run.dir", type=str, default="runs", help="where everything of this run is written")
+        parser.add_argument("--run.name", type=str, default="dev", help="folder of this run under run.dir")
+        parser.add_argument("--run.seed", type=int, default=0, help="of data order, noise, windows and noise levels")
+        parser.add_argument("--run.threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+        parser.add_argument(
+            "--run.tf32", type=bool, default=False, help="let CUDA multiply float32 matrices in TensorFloat-32"
+        )
+
+    @override
+    def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
+        given = sys.argv[1:] if args is None else args
+        check_stack(given)
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, ValueError) as error:
+            subcommand = next((a for a in given if a in self._subcommand_parsers), "fit")
+            known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
+            raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
+
+        check_seed(self.config[self.config.subcommand].run.seed)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        check_checkpoint(config.get("ckpt_path"))
+        check_writable(Path(config.run.dir) / config.run.name)
+        if config.trainer.default_root_dir is None:  # else Lightning writes to wherever the command was typed
+            config.trainer.default_root_dir = str(Path(config.run.dir) / config.run.name)
+        if config.run.threads > 0:
+            torch.set_num_threads(config.run.threads)
+        if config.run.tf32:
+            allow_tf32()
+        # Denormals make a CPU step up to a hundred times slower, and round to nothing that matters.
+        torch.set_flush_denormal(True)
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except SettingError:
+            raise
+        except Exception as error:
+            message = explain_instantiation(error)
+            if message is None:
+                raise RuntimeError("Building the run failed, and no setting is to blame: see above.") from error
+            raise SettingError(message) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
+            raise SettingError(f"trainer: {error}") from error
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        # these know the generators' libraries: a misspelt key needn't wait for them
+        from cli.doctor_checks import faults
+        from cli.doctor_setup import setup_of
+        from flow_rl.planning.native import problems_of_guidance
+
+        setup = setup_of(self, self.subcommand)
+        refuse(faults(setup))
+        for problem in problems_of_guidance(setup):
+            rank_zero_warn(problem)
+        self._asked_for = self.config_init[self.subcommand].get("ckpt_path")
+        self._choose_checkpoint()
+
+    def before_fit(self) -> None:
+        """Tidy up after a crash, now that training is about to start, and look again at what to go on from."""
+        if rank_zero_only.rank == 0:  # one process does, before any of them saves
+            for directory in self._checkpoint_directories():
+                sweep(directory)
+            if not restarted():
+                mark_start(self._run_directory())
+        self._choose_checkpoint()
+
+    def _choose_checkpoint(self) -> None:
+        config = self.config_init[self.subcommand]
+        if self.subcommand == "fit" or self._asked_for == "last":
+            config.ckpt_path = checkpoint_to_resume(
+                self._asked_for,
+                self._checkpoint_directories(),
+                self._run_directory(),
+                restarted=self.subcommand == "fit" and restarted(),
+            )
+
+    def _checkpoint_directories(self) -> list[str]:
+        return [c.dirpath for c in self.trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+
+    def _run_directory(self) -> Path:
+        run = self.config_init[self.subcommand].run
+        return Path(run.dir) / run.name
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Keep what the user passes: Lightning's own version lets a checkpoint's hyper-parameters win."""
+
+
+def _quiet() -> None:
+    """Leave out advice that does not apply here, each piece by its own words: nothing else is lost."""
+    # Prompts are read once into memory: worker processes would only cost their start.
+    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
+    # A batch's record knows how to move itself: the module's way is the one meant, whatever the data.
+    warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
+    # A pass over fixed annotations is streamed, rank by rank, and does know its length.
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+    # Curation writes its scores as it goes; there is nothing to return.
+    warnings.filterwarnings("ignore", message="predict returned None")
+    # The frozen encoders are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # A checkpoint follows whole iterations, and resuming from one is bit for bit the run that went on.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Lightning's own use of torch, which its next release changes.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
+    # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not any(name in record.getMessage() for name in ("[litlogger]", "[litmodels]"))
+
+
+def _in_a_batch(error: BaseException) -> bool:
+    """Tell whether Lightning's loops were running: then no setting is to blame and the traceback matters."""
+    return any(frame.f_code.co_name in BATCH_FUNCTIONS for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _run(cli: type[FlowCLI], args: list[str] | None) -> FlowCLI:
+    return cli(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_class=FlowTrainer,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        parser_class=StrictParser,
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=args,
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a subcommand; a bad setting ends in one message and exit status 2.
+
+    Args:
+        args: the command line; None for the process's own.
+    """
+    given = sys.argv[1:] if args is None else args
+    # The texts of settings are read from the sources of their classes, which takes seconds: only where they are shown.
+    shown = any(argument == "-h" or "help" in argument or "print_config" in argument for argument in given)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=shown)
+    _quiet()
+    end_with_launcher()
+    if message := warning_of_restarts():
+        print(f"warning: {message}", file=sys.stderr)
+    try:
+        if given[:1] == ["doctor"]:
+            from cli.doctor import examine  # only this subcommand needs it
+
+            examine(given[1:], _run, FlowCLI)
+        else:
+            _run(FlowCLI, args)
+    except (ValueError, OSError, MisconfigurationException, RunStopped) as error:
+        stopped = isinstance(error, RunStopped)  # on purpose, whatever was running
+        if os.environ.get(TRACEBACK_VARIABLE) == "1" or (_in_a_batch(error) and not stopped):
+            raise
+        print(f"error: {error}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,283 @@
+"""What cannot work although each setting by itself can: refused before anything is loaded.
+
+The constructors of modules and datamodules have refused their own by now; these checks see several of them, the
+trainer and the machine at once. Every message says what to change.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from callbacks import RewardRangeFilter
+from flow_rl.distributed.optimizers import why_unshardable
+from flow_rl.models.loading import FAMILIES, check_model_path
+from flow_rl.models.qwen_image import QwenImage
+from flow_rl.planning.setup import Setup
+from flow_rl.planning.weights import Components, count, optimizer_bytes, trained
+from flow_rl.planning.workload import edits, tasks
+
+#: pipelines that take no source image
+TEXT_ONLY = "QwenImagePipeline"
+#: a whole copy of weights, gradients and optimizer states above this leaves no room on a device of 80 GB
+LARGEST_COPY = 60 * 10**9
+
+Check = Callable[[Setup], Iterator[str]]
+
+
+def problems(setup: Setup) -> list[str]:
+    """Everything that is wrong, in sentences; empty where nothing is. Nothing is built to find it out."""
+    return _found(setup, CHECKS)
+
+
+def faults(setup: Setup) -> list[str]:
+    """What every run is refused for at its start: it would fail later, or compute something else than it says.
+
+    The rest of `problems` is about losing work or money, and whoever starts a run may have their reasons.
+    """
+    return _found(setup, FAULTS)
+
+
+def problems_of_files(setup: Setup) -> list[str]:
+    """Which teachers and curated scores are missing. A plan can be made without them."""
+    return _found(setup, FILES)
+
+
+def _found(setup: Setup, checks: Sequence[Check]) -> list[str]:
+    chosen = checks if setup.stage == "fit" else [check for check in checks if check not in OF_TRAINING]
+    return [message for check in chosen for message in check(setup)]
+
+
+def _parts(setup: Setup) -> list[tuple[str, Any]]:
+    """The datamodule of each task, with the name of its settings."""
+    parts = tasks(setup.data)
+    return [("data" if len(parts) == 1 else f"data.{task}", part) for task, part in parts.items()]
+
+
+def _ranks_share_prompts(setup: Setup) -> Iterator[str]:
+    for where, part in _parts(setup):
+        prompts = part.prompts_per_step
+        if prompts % setup.ranks:
+            near = max(1, round(prompts / setup.ranks)) * setup.ranks
+            yield (
+                f"{where}.prompts_per_step is {prompts}, which {setup.ranks} ranks cannot share evenly. Set it to "
+                f"{near}, or change trainer.devices and trainer.num_nodes."
+            )
+
+
+def _sizes_agree(setup: Setup) -> Iterator[str]:
+    ours = getattr(setup.model, "image_size", None)
+    for where, part in _parts(setup):
+        theirs = getattr(part, "image_size", None)
+        if ours is not None and theirs is not None and ours != theirs:
+            yield (
+                f"model.image_size is {ours} and {where}.image_size {theirs}: source images would have another size "
+                "than those made of them. Set both alike."
+            )
+
+
+def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
+    path = getattr(setup.model, "model_path", None)
+    if path is None or not hasattr(setup.model, "image_size") or setup.data is None:
+        return
+    pipeline = check_model_path(path)
+    if FAMILIES[pipeline] is QwenImage and len(tasks(setup.data)) > 1:
+        yield (
+            f"model.model_path '{path}' is a {pipeline}, which knows one task, but the data are for "
+            f"{' and '.join(tasks(setup.data))}: set model.model_path to Qwen/Qwen-Image-2.1, or use the datamodule of "
+            "one task."
+        )
+    elif FAMILIES[pipeline] is QwenImage and edits(setup.data) == (pipeline == TEXT_ONLY):
+        task, wanted = ("editing", "Edit-2509") if edits(setup.data) else ("text-to-image", "")
+        wanted = "-".join(filter(None, ("Qwen/Qwen-Image", wanted)))
+        yield (
+            f"model.model_path '{path}' is a {pipeline}, but the data are for {task}"
+            f": set model.model_path to {wanted}, or use the datamodule of the other task."
+        )
+
+
+def _rewards_fit_task(setup: Setup) -> Iterator[str]:
+    weights, of_data = getattr(setup.model, "reward_weights", {}), tasks(setup.data)
+    for name, reward in getattr(setup.model, "rewards", {}).items():
+        judged = getattr(getattr(reward, "rubric", None), "task", None)
+        asked = [task for task in of_data if weights.get(task, {}).get(name, 0) > 0]
+        if judged == "edit" and "t2i" in asked:
+            yield (
+                f"model.rewards.{name} judges edits, but is asked about prompts without source images: use "
+                "datamodules.EditPairDataModule, a rubric for text-to-image, or weights by task (model.reward_weights)."
+            )
+
+
+def _guidance_fits_family(setup: Setup) -> Iterator[str]:
+    rollout, path = getattr(setup.model, "rollout_settings", None), getattr(setup.model, "model_path", None)
+    guided = {} if rollout is None else {"model.rollout": rollout.guidance}
+    guided |= {f"model.teachers.{t}": teacher.guidance for t, teacher in getattr(setup.model, "teachers", {}).items()}
+    for where, guidance in guided.items():
+        rescales = FAMILIES[check_model_path(path)] is QwenImage
+        if guidance.scale != 1 and rescales != guidance.rescale:
+            yield (
+                f"{where}.guidance.rescale is {str(guidance.rescale).lower()}, but diffusers "
+                f"{'rescales' if rescales else 'does not rescale'} the guidance of '{path}': what is trained would not "
+                f"be what is sampled later. Set it to {str(rescales).lower()}."
+            )
+
+
+def _teachers_are_there(setup: Setup) -> Iterator[str]:
+    for task, teacher in getattr(setup.model, "teachers", {}).items():
+        where = f"model.teachers.{task}"
+        if teacher.path is not None:
+            try:
+                check_model_path(teacher.path)
+            except ValueError as error:
+                yield f"{where}: {error} Train that teacher first; callbacks.ExportModel writes it."
+        if teacher.adapter is not None and not Path(teacher.adapter).is_dir():
+            yield (
+                f"{where}: no adapter at '{teacher.adapter}'. Train that teacher first; callbacks.ExportAdapter writes "
+                "it."
+            )
+
+
+def _curated_scores_are_there(setup: Setup) -> Iterator[str]:
+    for callback in setup.callbacks:
+        if isinstance(callback, RewardRangeFilter) and not callback.sample_missing:
+            scores = callback.scores
+            for path in scores.values() if isinstance(scores, dict) else filter(None, [scores]):
+                if not Path(path).is_file():
+                    yield (
+                        f"RewardRangeFilter: no curated scores at '{path}'. Run train.py curate with the same config "
+                        "first, or leave the filter out."
+                    )
+
+
+def _manual_optimization(setup: Setup) -> Iterator[str]:
+    if getattr(setup.model, "automatic_optimization", True):
+        return
+    if setup.trainer.get("gradient_clip_val"):
+        yield "trainer.gradient_clip_val has no effect on this stage: set model.gradient_clip and leave it out."
+    if (accumulate := setup.trainer.get("accumulate_grad_batches") or 1) != 1:
+        yield (
+            f"trainer.accumulate_grad_batches is {accumulate}, which this stage does not take: it adds up "
+            "micro-batches by itself. Set model.objective.micro_batch_size, and data.prompts_per_step for more prompts."
+        )
+
+
+def _whole_iterations(setup: Setup) -> Iterator[str]:
+    updates = getattr(getattr(setup.model, "objective_settings", None), "updates", 1)
+    steps = setup.trainer.get("max_steps") or -1
+    if steps > 0 and steps % updates:
+        yield (
+            f"trainer.max_steps is {steps}: optimizer steps, of which an iteration takes model.objective.updates = "
+            f"{updates}. Set it to a multiple of {updates}, such as {steps - steps % updates or updates}."
+        )
+    for checkpoint in setup.checkpoints:
+        every = checkpoint._every_n_train_steps
+        if every and every % updates:
+            yield (
+                f"ModelCheckpoint.every_n_train_steps is {every}, but an iteration takes {updates} optimizer steps and "
+                f"is saved at its end alone. Set it to a multiple of {updates}."
+            )
+
+
+def _takes_steps(setup: Setup) -> Iterator[str]:
+    for name in ("max_steps", "max_epochs"):
+        if setup.trainer.get(name) == 0:
+            yield f"trainer.{name} is 0: nothing would be trained. Set it above 0; -1 goes on without end."
+
+
+def _can_resume(setup: Setup) -> Iterator[str]:
+    for checkpoint in setup.checkpoints:
+        if not checkpoint.dirpath:
+            yield (
+                "ModelCheckpoint has no dirpath, so that --ckpt_path last would look into another directory after a "
+                "restart. Set it to ${run.dir}/${run.name}/checkpoints."
+            )
+    if not setup.checkpoints and setup.trainer.get("enable_checkpointing") is not False:
+        yield "No ModelCheckpoint among trainer.callbacks: an interrupted run would be lost. Add one with a dirpath."
+
+
+def _precision(setup: Setup) -> Iterator[str]:
+    precision = str(setup.trainer.get("precision") or "32-true")
+    manual = not getattr(setup.model, "automatic_optimization", True)
+    if precision.startswith("16"):
+        yield (
+            f"trainer.precision is {precision}: float16 overflows in these transformers. Use 32-true with a sharding "
+            "strategy, which computes in bfloat16."
+        )
+    elif precision == "bf16-true" and manual:
+        yield (
+            "trainer.precision is bf16-true: weights in bfloat16 round away the small updates of reinforcement "
+            "learning. Set it to 32-true; blocks compute in bfloat16 under a sharding strategy."
+        )
+
+
+def _quantised_optimizer(setup: Setup) -> Iterator[str]:
+    make = getattr(setup.model, "make_optimizer", None)
+    if make is None or setup.shards == 1:
+        return
+    reason = why_unshardable(make)
+    if reason is not None:
+        yield f"{reason} Use torch.optim.AdamW with {setup.strategy}, or one device with an adapter."
+
+
+def problems_of_copies(setup: Setup, parts: Components) -> list[str]:
+    """What is wrong with training all weights of a large model on every rank, once it is built on the meta device."""
+    trains = trained(parts.transformer)
+    size = 2 * 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
+    if setup.ranks == 1 or setup.shards > 1 or size <= LARGEST_COPY:
+        return []
+    return [
+        f"{setup.ranks} ranks train all weights without a sharding strategy, each with a whole copy of weights, "
+        f"gradients and optimizer states: {size / 1e9:.0f} GB. Set trainer.strategy to one that shards "
+        "(docs/cluster.md), or train an adapter (model.lora)."
+    ]
+
+
+def problems_of_disk(setup: Setup, parts: Components) -> list[str]:
+    """What is wrong with the disk, once the model is built on the meta device."""
+    if not setup.checkpoints:
+        return []
+    trains = trained(parts.transformer)
+    size = 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
+    size += 4 * count(trains) * setup.ema
+    keep = max(checkpoint.save_top_k for checkpoint in setup.checkpoints)
+    # The newest is written before an older one goes.
+    needed = size * (max(1, keep) + 1)
+    directory = Path(setup.checkpoints[0].dirpath or setup.run_directory)
+    free = shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
+    if needed <= free:
+        return []
+    return [
+        f"Checkpoints need {needed / 1e9:.0f} GB ({size / 1e9:.1f} GB each, one more while the newest is written), and "
+        f"'{directory}' has {free / 1e9:.0f} GB free. Set --run.dir to a larger disk, or ModelCheckpoint.save_top_k "
+        "lower."
+    ]
+
+
+FAULTS: tuple[Check, ...] = (
+    _ranks_share_prompts,
+    _sizes_agree,
+    _task_fits_checkpoint,
+    _rewards_fit_task,
+    _guidance_fits_family,
+    _manual_optimization,
+    _whole_iterations,
+    _takes_steps,
+    _precision,
+    _quantised_optimizer,
+)
+CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume)
+#: files that the run needs and its plan does not
+FILES: tuple[Check, ...] = (_teachers_are_there, _curated_scores_are_there)
+#: those that have nothing to say of a run that only samples
+OF_TRAINING = (
+    _ranks_share_prompts,
+    _manual_optimization,
+    _whole_iterations,
+    _takes_steps,
+    _quantised_optimizer,
+    _can_resume,
+    _teachers_are_there,
+    _curated_scores_are_there,
+)

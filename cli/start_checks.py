@@ -1,0 +1,52 @@
+"""What a run needs of its settings and of the disk, looked at before anything is built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flow_rl.errors import SettingError
+from strategies.checkpoint_files import is_complete
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed before numpy does, which would not name the setting.
+
+    Raises:
+        SettingError: outside of what numpy and torch both take.
+    """
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"run.seed is {seed}; it must lie between 0 and {2**32 - 1}.")
+
+
+def check_checkpoint(path: Any) -> None:
+    """Refuse a checkpoint that isn't there; Lightning would look for it after loading the model.
+
+    Raises:
+        SettingError: neither `last` nor an existing file or directory.
+    """
+    if path is None or str(path) == "last" or is_complete(Path(path)):
+        return
+    if Path(path).exists():
+        raise SettingError(
+            f"'{path}' is no complete checkpoint: its save was cut short. --ckpt_path last finds the newest that is."
+        )
+    raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a path, or 'last' for the newest of this run.")
+
+
+def check_writable(directory: Path) -> None:
+    """Find out now, not after an hour, that the run has nowhere to write.
+
+    Raises:
+        SettingError: the directory can't be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingError(
+            f"Can't write to the run directory '{directory}' ({error.strerror}). Set --run.dir to another."
+        ) from None

@@ -1,0 +1,1 @@
+"""Annotation and preference files for reward fine-tuning, scored by rules."""

@@ -1,0 +1,282 @@
+"""Annotation and preference files of the demo: `python -m demo.annotation.annotations --output runs/demo/annotations`.
+
+These stand in for human annotation. No person has scored anything here:
+
+- alignment: prompts against renders of which every attribute is known, some of them replaced;
+- aesthetic, portrait: renders under damage of a known grade;
+- instruction_following: edits that are right, half-done, wrong, identity-breaking or damaged, all known;
+- and images sampled from the base, judged by the trained annotator (`demo.annotation.base_samples`), some damaged
+further.
+
+`demo.annotation.judgements` turns what is known into scores and reasoning. A split's files hold scenes and prompts of
+that split alone: `{split}.jsonl` with `{split}_preferences.jsonl` for renders, `{split}_base.jsonl` with
+`{split}_base_preferences.jsonl` for base samples. Records of a group share their prompt. Renders are a pure function of
+(seed, index); another count of groups keeps those that were there.
+
+Shapes: G members of a group, C = 3, H = W = 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from demo.annotation.cases import alignment_case, edit_case
+from demo.annotation.damage import FACE, GRADES, PICTURE, damage
+from demo.annotation.judgements import DAMAGE, Judgement, judge_alignment, judge_damage, judge_edit
+from demo.world.captions import caption
+from demo.world.edits import EditPair
+from demo.world.looks import look_of
+from demo.world.world import SPLITS, Split, keyed_rng, make_scene, render
+from flow_rl.models.images import from_uint8, to_uint8
+
+DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
+#: groups of renders by dimension; training has more of those whose scores are learnt late
+GROUPS = {
+    "train": {"alignment": 700, "aesthetic": 700, "portrait": 250, "instruction_following": 450},
+    "validation": dict.fromkeys(DIMENSIONS, 30),
+    "test": dict.fromkeys(DIMENSIONS, 75),
+}
+#: prompts (and as many instructions) that base samples are drawn for
+BASE_PROMPTS = {"train": 100, "validation": 15, "test": 40}
+MEMBERS = 4
+#: of renders; far from the seeds of prompts, verifiers and pre-training
+SEED = 5000
+_DAMAGE_STREAM = 23
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Images that compete with each other, with their annotations.
+
+    Attributes:
+        name: unique in its file; begins with the dimension.
+        dimension: what was judged.
+        prompt: of all members; an instruction for edits.
+        images: float32 in [0, 1], shape (G, 3, H, W).
+        judgements: one an image.
+        source: for edits, (3, H, W).
+    """
+
+    name: str
+    dimension: str
+    prompt: str
+    images: Tensor
+    judgements: tuple[Judgement, ...]
+    source: Tensor | None = None
+
+
+def render_tensor(*scenes: Any) -> Tensor:
+    """Renders as float32 in [0, 1], shape (N, 3, H, W)."""
+    return from_uint8(np.stack([render(scene) for scene in scenes]))
+
+
+def render_group(dimension: str, seed: int, index: int, *, split: Split, members: int = MEMBERS) -> Group:
+    """One group of renders.
+
+    Args:
+        dimension: one of `DIMENSIONS`.
+        seed: which stream.
+        index: which group of the stream.
+        split: of every scene in it.
+        members: G.
+    """
+    make = {"alignment": _alignment, "instruction_following": _edits}
+    if dimension in make:
+        return make[dimension](seed, index, split, members)
+    if dimension not in DIMENSIONS:
+        raise ValueError(f"Unknown dimension {dimension!r}, expected one of {list(DIMENSIONS)}.")
+    return _damaged(dimension, seed, index, split, members)
+
+
+def _alignment(seed: int, index: int, split: Split, members: int) -> Group:
+    case = alignment_case(seed, index, split=split, members=members)
+    return Group(
+        name=f"alignment-{index}",
+        dimension="alignment",
+        prompt=case.prompt,
+        images=render_tensor(*case.scenes),
+        judgements=tuple(judge_alignment(case.request, s.category, s.attributes) for s in case.scenes),
+    )
+
+
+def _edits(seed: int, index: int, split: Split, members: int) -> Group:
+    pair, outcomes = edit_case(seed, index, split=split, members=members)
+    rng = keyed_rng(seed, index, _DAMAGE_STREAM)
+    images = render_tensor(*(outcome.scene for outcome in outcomes))
+    for row, outcome in enumerate(outcomes):
+        if DAMAGE in outcome.broken:
+            images[row], _ = damage(images[row], PICTURE, int(rng.integers(2, GRADES + 1)), rng)
+    return edit_group(
+        index,
+        pair,
+        images,
+        [outcome.scene.attributes for outcome in outcomes],
+        [look_of(outcome.scene) for outcome in outcomes],
+        [outcome.broken for outcome in outcomes],
+        source=render_tensor(pair.source)[0],
+    )
+
+
+def edit_group(
+    index: int,
+    pair: EditPair,
+    images: Tensor,
+    shown: Sequence[Mapping[str, str]],
+    looks: Sequence[str],
+    broken: Sequence[Sequence[str]],
+    *,
+    source: Tensor,
+) -> Group:
+    """Results of one edit, judged against its instruction and its source.
+
+    Args:
+        index: of the group.
+        pair: the edit.
+        images: its results, (G, 3, H, W).
+        shown: attributes of each result.
+        looks: look of each result, see `demo.world.looks`.
+        broken: what else is wrong with each, see `judge_edit`.
+        source: (3, H, W).
+    """
+    return Group(
+        name=f"instruction_following-{index}",
+        dimension="instruction_following",
+        prompt=pair.instruction,
+        images=images,
+        judgements=tuple(
+            judge_edit(
+                pair.attribute,
+                pair.value,
+                pair.source.attributes,
+                after,
+                category=pair.category,
+                looks=(look_of(pair.source), look),
+                broken=flaws,
+            )
+            for after, look, flaws in zip(shown, looks, broken, strict=True)
+        ),
+        source=source,
+    )
+
+
+def _damaged(dimension: str, seed: int, index: int, split: Split, members: int) -> Group:
+    """One scene, damaged in different grades; G of the five in random order."""
+    portrait = dimension == "portrait"
+    rng = keyed_rng(seed, index, _DAMAGE_STREAM, 1 + portrait)
+    scene = make_scene(seed, int(rng.integers(2**40)), split=split, category="portrait" if portrait else None)
+    clean = render_tensor(scene)[0]
+    prompt, images = caption(scene, seed, index), clean.expand(members, -1, -1, -1)
+    return damaged_group(dimension, f"{dimension}-{index}", prompt, images, [0] * members, rng)
+
+
+def damaged_group(
+    dimension: str,
+    name: str,
+    prompt: str,
+    images: Tensor,
+    grades: list[int],
+    rng: np.random.Generator,
+    *,
+    keep: float = 0.0,
+) -> Group:
+    """Damage images further by known grades.
+
+    Args:
+        dimension: `portrait` or `aesthetic`: which kinds of damage.
+        name: of the group.
+        prompt: of the images.
+        images: (G, 3, H, W).
+        grades: how damaged each is to begin with, 0 to 4.
+        rng: draws kinds and grades.
+        keep: share of the images to leave as they are.
+    """
+    members = len(images)
+    drawn = np.concatenate([rng.permutation(GRADES + 1) for _ in range(1 + members // (GRADES + 1))])[:members]
+    made, judgements = [], []
+    for image, before, added in zip(images, grades, drawn.tolist(), strict=True):
+        added = 0 if rng.random() < keep else min(added, GRADES - before)
+        image, kinds = damage(image, FACE if dimension == "portrait" else PICTURE, added, rng)
+        kinds = (["mixed"] if before else []) + kinds  # what the base spoilt by itself has no name
+        made.append(image)
+        judgements.append(judge_damage(kinds, before + added))
+    return Group(name=name, dimension=dimension, prompt=prompt, images=torch.stack(made), judgements=tuple(judgements))
+
+
+def write_groups(groups: Iterator[Group], directory: Path, name: str) -> int:
+    """Write `{name}.jsonl`, `{name}_preferences.jsonl` and the PNG files that they name.
+
+    Returns:
+        number of annotations.
+    """
+    folder = directory / "images" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    records, preferences = [], []
+    for group in groups:
+        label = f"{name}-{group.name}"  # files are read together
+        common: dict[str, Any] = {"prompt": group.prompt, "dimension": group.dimension}
+        if group.source is not None:
+            common["source"] = _save(group.source, folder / f"{group.name}-source.png", directory)
+        paths = [_save(image, folder / f"{group.name}-{i}.png", directory) for i, image in enumerate(group.images)]
+        for i, (path, judged) in enumerate(zip(paths, group.judgements, strict=True)):
+            judgement = {"score": judged.score, "reasoning": judged.reasoning}
+            record = {"id": f"{label}-{i}", "image": path, **common, **judgement, "group": label}
+            records.append(record)
+        preferences += [
+            {"id": f"{label}-{i}-{j}", **common, "chosen": paths[i], "rejected": paths[j]}
+            for i, j in permutations(range(len(paths)), 2)
+            if group.judgements[i].score > group.judgements[j].score
+        ]
+    for suffix, rows in (("", records), ("_preferences", preferences)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / f"{name}{suffix}.jsonl").write_text(text, encoding="utf-8")
+    return len(records)
+
+
+def _save(image: Tensor, path: Path, directory: Path) -> str:
+    Image.fromarray(to_uint8(image[None])[0]).save(path)
+    return str(path.relative_to(directory))
+
+
+def main() -> None:
+    """Parse the command line, make everything, write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--count", type=float, default=1.0, help="scales the number of groups and of base prompts")
+    parser.add_argument("--base-count", type=float, default=1.0, help="scales base prompts once more; 0: none")
+    parser.add_argument("--base", type=Path, default=Path("demo/base"), help="the image model to sample from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the base samples")
+    args = parser.parse_args()
+    torch.set_flush_denormal(True)
+    # the image model's libraries take seconds to import
+    from demo.annotation.base_samples import base_groups
+
+    for split in SPLITS:
+        start = time.perf_counter()
+        groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count))]
+        made = (render_group(d, SEED + args.seed, i, split=split) for d, i in groups)
+        count = write_groups(made, args.output, split)
+        prompts = round(BASE_PROMPTS[split] * args.count * args.base_count)
+        sampled = 0
+        if prompts:
+            drawn = base_groups(
+                args.base, SEED + args.seed, prompts, split=split, members=MEMBERS, cache_dir=args.cache
+            )
+            sampled = write_groups(drawn, args.output, f"{split}_base")
+        print(f"{split}: {count} renders, {sampled} base samples, {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

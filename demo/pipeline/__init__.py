@@ -1,0 +1,1 @@
+"""The stages of `make demo`, how they run, and the report."""

@@ -1,0 +1,230 @@
+"""Verifiers: what an image shows, and whether that is what its prompt asked for.
+
+Flat colours and letters are measured exactly (``demo.scorers.exact``); everything else is read by small trained
+heads. There are three independent sets: the *annotator*, which rewards and reward data are made with, the *judge*,
+which only evaluates, and the *monitor*, which watches training for reward hacking, so that the judge stays clean.
+They differ in training images, initialisation, and width.
+
+Shapes: N images, C = 3, H = W = 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from demo.scorers.exact import FLAT, Card, flat_color, read_cards
+from demo.scorers.weights import VerifierName, check_name, load_weights
+from demo.world.captions import Request, parse
+from demo.world.render import palette
+from demo.world.vocabulary import ATTRIBUTES, CATEGORIES
+from demo.world.world import check_category
+
+WIDTHS: dict[str, int] = {"annotator": 32, "judge": 40, "monitor": 26}
+
+
+def _heads() -> dict[tuple[str, str], tuple[str, ...]]:
+    """The attributes that trained heads read; "none" is added where an attribute need not exist."""
+    heads = {}
+    for category in CATEGORIES:
+        for attribute in ATTRIBUTES[category]:
+            if category != "typography" and attribute.name != FLAT[category][0]:
+                heads[category, attribute.name] = attribute.values + (("none",) if attribute.when else ())
+    return heads
+
+
+HEADS = _heads()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How well images show what their prompts ask for.
+
+    Attributes:
+        accuracy: share of the requested attributes that the image shows, letters credited one by one; float32
+            (N,); NaN where the prompt cannot be understood or asks for nothing that can be checked.
+        probability: mean probability that the verifier gives to the requested values; float32 (N,); NaN as
+            above.
+        requested: for each image, requested attribute -> value.
+        predicted: for each image, requested attribute -> the value it shows.
+        probabilities: for each image, requested attribute -> probability of the requested value.
+    """
+
+    accuracy: Tensor
+    probability: Tensor
+    requested: list[dict[str, str]]
+    predicted: list[dict[str, str]]
+    probabilities: list[dict[str, float]]
+
+
+class Verifier(nn.Module):
+    """Reads the nameable attributes of images, given their category.
+
+    Args:
+        width: channels of the first convolution.
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        w = width
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in ((3, w), (w, 2 * w), (2 * w, 3 * w), (3 * w, 3 * w)):
+            layers += [
+                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels_out),
+                nn.ReLU(),
+            ]
+            if channels_out != 3 * w or channels_in != 3 * w:
+                layers.append(nn.MaxPool2d(2))
+        layers += [nn.Flatten(), nn.Dropout(0.2), nn.Linear(3 * w * 16, 160), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.Linear(160, sum(len(values) for values in HEADS.values()))
+
+    @classmethod
+    def load(cls, name: VerifierName) -> Verifier:
+        """The shipped set ``"annotator"``, ``"judge"`` or ``"monitor"``, in evaluation mode.
+
+        Raises:
+            ValueError: for another name.
+            FileNotFoundError: when its weights have not been trained.
+        """
+        check_name(name)
+        return load_weights(cls(width=WIDTHS[name]), f"{name}.safetensors")
+
+    def forward(self, images: Tensor) -> dict[tuple[str, str], Tensor]:
+        """Logits of every head, (N, values), for images (N, 3, 32, 32) in [0, 1]."""
+        logits = self.heads(self.trunk((images - 0.5) * 4))
+        sizes = [len(values) for values in HEADS.values()]
+        return dict(zip(HEADS, logits.split(sizes, dim=1), strict=True))
+
+    def predict(self, images: Tensor, categories: Sequence[str]) -> list[dict[str, str]]:
+        """What images show: for each, every attribute of its category that it has.
+
+        Args:
+            images: float32 (N, 3, 32, 32) in [0, 1].
+            categories: N categories.
+        """
+        readings = self._read(images, [check_category(category) for category in categories])
+        return [
+            {a.name: reading.value(a.name) for a in ATTRIBUTES[category]}
+            for reading, category in zip(readings, categories, strict=True)
+        ]
+
+    def probabilities(
+        self, images: Tensor, categories: Sequence[str], asked: Sequence[Mapping[str, str]]
+    ) -> list[dict[str, float]]:
+        """How sure it is of given values: for each image, attribute -> probability of the value asked for.
+
+        Args:
+            images: float32 (N, 3, 32, 32) in [0, 1].
+            categories: N categories.
+            asked: N mappings of attributes of the category to values.
+        """
+        readings = self._read(images, [check_category(category) for category in categories])
+        return [
+            {name: reading.probability(name, value) for name, value in wanted.items()}
+            for reading, wanted in zip(readings, asked, strict=True)
+        ]
+
+    def check(self, images: Tensor, prompts: Sequence[str]) -> Verdict:
+        """Compare images with what their prompts ask for.
+
+        Args:
+            images: float32 (N, 3, 32, 32) in [0, 1].
+            prompts: N captions of the demo world.
+        """
+        if len(prompts) != len(images):
+            raise ValueError(f"Expected one prompt an image, received {len(prompts)} for {len(images)} images.")
+        requests = [_request(prompt) for prompt in prompts]
+        known = [i for i, request in enumerate(requests) if request is not None]
+        readings = self._read(images[known], [requests[i].category for i in known]) if known else []
+        accuracy, probability = torch.full((2, len(prompts)), torch.nan)
+        requested, predicted, probabilities = ([{} for _ in prompts] for _ in range(3))
+        for i, reading in zip(known, readings, strict=True):
+            requested[i] = requests[i].attributes
+            predicted[i] = {name: reading.value(name) for name in requested[i]}
+            probabilities[i] = {name: reading.probability(name, v) for name, v in requested[i].items()}
+            credits = [credit(name, v, predicted[i][name]) for name, v in requested[i].items()]
+            accuracy[i] = sum(credits) / len(credits)
+            probability[i] = sum(probabilities[i].values()) / len(credits)
+        return Verdict(
+            accuracy=accuracy,
+            probability=probability,
+            requested=requested,
+            predicted=predicted,
+            probabilities=probabilities,
+        )
+
+    @torch.no_grad()
+    def _read(self, images: Tensor, categories: Sequence[str]) -> list[_Reading]:
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, 32, 32):
+            raise ValueError(f"images must have shape (N, 3, 32, 32), received {tuple(images.shape)}.")
+        if len(categories) != len(images):
+            raise ValueError(f"Expected {len(images)} categories, received {len(categories)}.")
+        images = images.float().clamp(0, 1)
+        readings: list[_Reading | None] = [None] * len(images)
+        for category in dict.fromkeys(categories):
+            rows = [i for i, c in enumerate(categories) if c == category]
+            for row, reading in zip(rows, self._read_category(images[rows], category), strict=True):
+                readings[row] = reading
+        return readings  # type: ignore[return-value]
+
+    def _read_category(self, images: Tensor, category: str) -> list[_Reading]:
+        flat = FLAT[category][0]
+        tables = {flat: (tuple(palette(category, flat)), flat_color(images, category))}
+        card = None
+        if category == "typography":
+            card = read_cards(images)
+            tables["ink"] = (tuple(palette(category, "ink")), card.ink)
+        else:
+            logits = self(images)
+            for (head_category, name), values in HEADS.items():
+                if head_category == category:
+                    tables[name] = (values, logits[category, name].softmax(-1))
+        return [
+            _Reading(row, {name: (values, table[row].tolist()) for name, (values, table) in tables.items()}, card)
+            for row in range(len(images))
+        ]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Probabilities of one image's attribute values."""
+
+    row: int
+    tables: dict[str, tuple[tuple[str, ...], list[float]]]
+    card: Card | None
+
+    def value(self, name: str) -> str:
+        if name == "text":
+            return self.card.text(self.row)
+        values, probabilities = self.tables[name]
+        return values[max(range(len(values)), key=probabilities.__getitem__)]
+
+    def probability(self, name: str, value: str) -> float:
+        if name == "text":
+            return self.card.text_probability(self.row, value)
+        values, probabilities = self.tables[name]
+        return probabilities[values.index(value)]
+
+
+@lru_cache(maxsize=65536)
+def _request(prompt: str) -> Request | None:
+    """What a prompt asks for; None when it cannot be understood or asks for nothing."""
+    try:
+        request = parse(prompt)
+    except ValueError:
+        return None
+    return request if request.attributes else None
+
+
+def credit(name: str, requested: str, predicted: str) -> float:
+    """Credit in [0, 1] for one requested attribute: letters count one by one, everything else is right or wrong."""
+    if name != "text":
+        return float(requested == predicted)
+    right = sum(a == b for a, b in zip(requested, predicted, strict=False))
+    return right / max(len(requested), len(predicted))

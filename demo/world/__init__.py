@@ -1,0 +1,1 @@
+"""The demo's world: scenes, captions, edits and their exact renders."""

@@ -1,0 +1,1 @@
+"""On-policy distillation: teachers, states and the gap between velocities."""

@@ -1,0 +1,1 @@
+"""Tensors, gradients and weights over several ranks."""

@@ -1,0 +1,24 @@
+"""Errors whose message is for the person who runs the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SettingError(ValueError):
+    """A setting that can't be used; the message is for the person who wrote it."""
+
+
+class RunStopped(RuntimeError):
+    """Training ends here; the message says what happened and what to look at."""
+
+
+def refuse(found: Sequence[str]) -> None:
+    """Stop if anything was found to be wrong.
+
+    Raises:
+        SettingError: with all of it, numbered where there is more than one thing.
+    """
+    if found:
+        listed = "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
+        raise SettingError(found[0] if len(found) == 1 else listed)

@@ -1,0 +1,119 @@
+"""Writes the report of a run: one self-contained HTML page for people and `report.json` for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flow_rl.evaluation.curves import Curve, read_tensorboard_curves
+from flow_rl.evaluation.page import render_page
+from flow_rl.evaluation.records import TASKS, Claim, Comparison, ComparisonRow, Report
+
+__all__ = [
+    "Claim",
+    "Comparison",
+    "ComparisonRow",
+    "Curve",
+    "Report",
+    "read_tensorboard_curves",
+    "to_json",
+    "write_report",
+]
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The numbers of a report as plain dictionaries.
+
+    Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to `elo`, `low`,
+    `high`), `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of
+    `bench` and `arena`), `claims`, `reward_model` (dimension to metric to number) and `commands`. Both tasks are always
+    there in `bench` and `arena`, empty where nothing was measured.
+    """
+    arena = report.arena or {}
+    return {
+        "models": list(report.models),
+        "bench": {
+            task: {
+                pillar: {model: asdict(interval) for model, interval in row.items()}
+                for pillar, row in report.bench.get(task, {}).items()
+            }
+            for task in TASKS
+        },
+        "arena": {task: {model: asdict(rating) for model, rating in arena.get(task, {}).items()} for task in TASKS},
+        "seconds": dict(report.seconds),
+        "settings": dict(report.settings),
+        "bench_parts": _by_task(report.bench_parts),
+        "categories": _by_task(report.categories),
+        "gains": {
+            task: {category: asdict(interval) for category, interval in rows.items()}
+            for task, rows in report.gains.items()
+        },
+        "arena_categories": _by_task(report.arena_categories),
+        "claims": [asdict(claim) for claim in report.claims],
+        "reward_model": {dimension: dict(found) for dimension, found in report.reward_model.items()},
+        "commands": list(report.commands),
+    }
+
+
+def _by_task(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Tables of intervals or ratings, by task and row and model, as plain dictionaries."""
+    return {
+        task: {name: {model: asdict(record) for model, record in row.items()} for name, row in rows.items()}
+        for task, rows in tables.items()
+    }
+
+
+def write_report(report: Report, directory: str | Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.json`.
+
+    Both are complete on disk before either takes the place of an older one, so a crash leaves the old report.
+
+    Args:
+        report: what to write.
+        directory: where to; made if missing.
+
+    Returns:
+        Paths of the page and of the JSON file.
+
+    Raises:
+        ValueError: settings that JSON cannot hold, an image that is none, or a path that is not a directory.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file; pass the directory that is to hold report.html and report.json.")
+    try:
+        numbers = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The report's settings must be plain JSON (strings, finite numbers, lists, mappings): {error}. "
+            "Turn paths, tensors and the like into strings or numbers first."
+        ) from error
+    page = render_page(report)
+    directory.mkdir(parents=True, exist_ok=True)
+    html_path, json_path = directory / "report.html", directory / "report.json"
+    _replace_together({html_path: page, json_path: numbers + "\n"})
+    return html_path, json_path
+
+
+def _replace_together(texts: dict[Path, str]) -> None:
+    """Write every text to a temporary file beside its target, then rename all of them."""
+    written: dict[Path, Path] = {}
+    try:
+        for target, text in texts.items():
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            written[target] = Path(name)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner can read
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for target, temporary in written.items():
+            os.replace(temporary, target)
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)

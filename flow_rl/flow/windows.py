@@ -1,0 +1,179 @@
+"""Which denoising steps of an iteration are stochastic and trained.
+
+Shapes: T denoising steps, 0 (pure noise) to T - 1.
+
+The last step never is. It ends at sigma = 0: CPS has no randomness left there, and Flow-SDE and DanceGRPO
+would leave their fresh noise in the finished image. A window is drawn once an iteration and shared by all
+members of a group: drawn a sample each, it adds its own spread to the rewards that are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from flow_rl.flow.noise import Stream, keyed_generator
+
+
+def all_steps(num_steps: int) -> tuple[int, ...]:
+    """Every step that can be trained: 0 to T - 2.
+
+    Args:
+        num_steps: T, from 2 up.
+
+    Raises:
+        ValueError: for fewer than 2 steps, as the last cannot be trained.
+    """
+    _check_num_steps(num_steps)
+    return tuple(range(num_steps - 1))
+
+
+def high_noise_steps(num_steps: int, count: int, fraction: float, generator: torch.Generator) -> tuple[int, ...]:
+    """Draw steps from the high-noise part of the schedule, without replacement.
+
+    Args:
+        num_steps: T.
+        count: how many to draw.
+        fraction: the part of the schedule, from its start, to draw from, in (0, 1].
+        generator: a CPU generator, such as `noise.keyed_generator(seed, step, Stream.WINDOW)`: one made from
+            the iteration's key draws the same window on every rank.
+
+    Returns:
+        `count` steps, ascending.
+
+    Raises:
+        ValueError: where the part has fewer than `count` steps.
+    """
+    part = _steps_in_part(num_steps, count, fraction)
+    return tuple(sorted(torch.randperm(part, generator=generator)[:count].tolist()))
+
+
+def low_noise_steps(num_steps: int, count: int, fraction: float, generator: torch.Generator) -> tuple[int, ...]:
+    """Draw steps from the low-noise part of the schedule, without replacement: the paper's counter-example.
+
+    Args:
+        num_steps: T.
+        count: how many to draw.
+        fraction: the part of the schedule to draw from, in (0, 1], counted back from the last step that can be
+            trained.
+        generator: see `high_noise_steps`.
+
+    Returns:
+        `count` steps, ascending.
+
+    Raises:
+        ValueError: where the part has fewer than `count` steps.
+    """
+    part = _steps_in_part(num_steps, count, fraction)
+    first = num_steps - 1 - part
+    return tuple(sorted((first + torch.randperm(part, generator=generator)[:count]).tolist()))
+
+
+def sliding_window(num_steps: int, size: int, iteration: int, *, stride: int = 1, every: int = 1) -> tuple[int, ...]:
+    """Consecutive steps that move from high noise to low as training goes on, then start over (MixGRPO).
+
+    Args:
+        num_steps: T.
+        size: steps in the window.
+        iteration: training iteration, from 0.
+        stride: how many steps the window moves at a time.
+        every: for how many iterations it stays.
+
+    Returns:
+        `size` steps, ascending. The window's last position touches the last step that can be trained, also
+        where the stride does not divide the way there.
+
+    Raises:
+        ValueError: for a window larger than what can be trained, or numbers below their least.
+    """
+    _check_num_steps(num_steps)
+    if not 1 <= size <= num_steps - 1:
+        raise ValueError(
+            f"A window of {size} does not fit the {num_steps - 1} steps that can be trained (never the "
+            f"last). Set size between 1 and {num_steps - 1}, or raise num_steps."
+        )
+    if stride < 1 or every < 1 or iteration < 0:
+        raise ValueError(
+            "stride and every must be from 1 up and iteration from 0 up; received "
+            f"stride={stride}, every={every}, iteration={iteration}."
+        )
+    furthest = num_steps - 1 - size
+    positions = math.ceil(furthest / stride) + 1
+    left = min(iteration // every % positions * stride, furthest)
+    return tuple(range(left, left + size))
+
+
+def _steps_in_part(num_steps: int, count: int, fraction: float) -> int:
+    """How many steps that can be trained lie in a part of the schedule, at least `count`."""
+    _check_num_steps(num_steps)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], received {fraction}.")
+    # 0.3 * 10 is a hair above 3, and 0.29 * 100 a hair below 29: count whole steps regardless.
+    available = min(math.floor(fraction * num_steps + 1e-9), num_steps - 1)
+    if not available:
+        raise ValueError(f"A part of {fraction:g} of {num_steps} steps holds none. Raise fraction or num_steps.")
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"Cannot draw {count} steps from a part of {fraction:g} of {num_steps}: {available} can be trained "
+            f"(never the last). Set count between 1 and {available}, or raise fraction or num_steps."
+        )
+    return available
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 2:
+        raise ValueError(
+            f"Training needs a rollout of at least 2 steps, as the last one cannot be trained; received {num_steps}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings:
+    """Which denoising steps are stochastic and trained (policy-gradient objectives only)."""
+
+    kind: Literal["high_noise", "low_noise", "sliding", "all"] = "high_noise"
+    """high_noise: drawn anew each iteration from the first `fraction` of the steps; low_noise: from the last
+    (the paper's counter-example); sliding: MixGRPO; all: every step but the last."""
+    count: int = 2
+    """How many steps: the size of the draw or of the sliding window."""
+    fraction: float = 0.5
+    """high_noise, low_noise: the share of the schedule that steps are drawn from."""
+    every: int = 25
+    """sliding: iterations before the window moves on by one step."""
+
+
+_DRAWN = {"high_noise": high_noise_steps, "low_noise": low_noise_steps}
+
+
+def steps_of_iteration(window: WindowSettings, num_steps: int, *, iteration: int, seed: int) -> tuple[int, ...]:
+    """Steps by the window's rule, the same for every group and rank: a function of (seed, iteration) alone.
+
+    Raises:
+        ValueError: a window that does not fit the schedule.
+    """
+    if window.kind == "all":
+        return all_steps(num_steps)
+    if window.kind == "sliding":
+        return sliding_window(num_steps, window.count, iteration, every=window.every)
+    generator = keyed_generator(seed=seed, step=iteration, sample_id=0, member=0, stream=Stream.WINDOW)
+    return _DRAWN[window.kind](num_steps, window.count, window.fraction, generator=generator)
+
+
+def steps_within_reach(window: WindowSettings, num_steps: int) -> tuple[int, ...]:
+    """Every step that some iteration may train, ascending.
+
+    Raises:
+        ValueError: a window that does not fit the schedule, by the name of its setting.
+    """
+    try:
+        steps_of_iteration(window, num_steps, iteration=0, seed=0)
+    except ValueError as error:
+        raise ValueError(f"model.rollout.window: {error}") from None
+    trainable = all_steps(num_steps)
+    if window.kind not in _DRAWN:
+        return trainable
+    part = min(int(window.fraction * num_steps + 1e-9), len(trainable))
+    return trainable[:part] if window.kind == "high_noise" else trainable[-part:]

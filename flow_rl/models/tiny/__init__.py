@@ -1,0 +1,1 @@
+"""Builders of tiny models of the real classes, with random weights."""

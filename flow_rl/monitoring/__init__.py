@@ -1,0 +1,1 @@
+"""What to watch while a policy trains: reward hacking, drift, update direction."""

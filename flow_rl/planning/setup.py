@@ -1,0 +1,100 @@
+"""What the doctor needs to know of a run: the objects built from its config, and the trainer's settings as written.
+
+The trainer itself is not built: a plan for eight GPUs must be made on a machine that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from flow_rl.models.memory import WeightDtypes
+
+#: strategies (last part of the class path) that give each rank a share of weights, gradients and optimizer
+SHARDING = ("FSDP2Strategy", "ModelParallelStrategy", "FSDPStrategy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One run.
+
+    Attributes:
+        model: the LightningModule, without weights.
+        data: the datamodule; None where the config has none.
+        trainer: the trainer's settings as written in the config.
+        callbacks: as built from it.
+        ema: whether an average of the weights is kept.
+        probes: the callbacks that probe the direction of updates.
+        monitors: the callbacks that watch for reward hacking.
+        checkpoints: the callbacks that write checkpoints.
+        run_directory: where checkpoints are written.
+        stage: `fit`, or `validate`, `test` or `predict`.
+        changes: values that replace those of the config: `ranks`, `shards`, `offload`, `checkpointing`.
+    """
+
+    model: Any
+    data: Any
+    trainer: dict[str, Any]
+    callbacks: Sequence[Any]
+    ema: bool
+    probes: Sequence[Any]
+    monitors: Sequence[Any]
+    checkpoints: Sequence[Any]
+    run_directory: str
+    stage: str = "fit"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the run: devices of a node times nodes. `auto` and -1 count as 1."""
+        if "ranks" in self.changes:
+            return self.changes["ranks"]
+        devices = self.trainer.get("devices", 1)
+        if isinstance(devices, (list, tuple)):
+            devices = len(devices)
+        count = int(devices) if str(devices).isdigit() else 1
+        return max(1, count) * int(self.trainer.get("num_nodes") or 1)
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy's class, or what the config calls it."""
+        strategy = self.trainer.get("strategy") or "auto"
+        name = strategy if isinstance(strategy, str) else strategy.get("class_path", "auto")
+        return name.rpartition(".")[2]
+
+    def strategy_setting(self, name: str) -> Any:
+        """A setting of the strategy by name; None where it has none."""
+        strategy = self.trainer.get("strategy")
+        return None if strategy is None or isinstance(strategy, str) else (strategy.get("init_args") or {}).get(name)
+
+    @property
+    def shards(self) -> int:
+        """Over how many ranks weights, gradients and optimizer states are divided."""
+        return self.changes.get("shards", self.ranks if self.strategy in SHARDING else 1)
+
+    @property
+    def offload(self) -> bool:
+        """Whether shards rest in the memory of the host."""
+        return bool(self.changes.get("offload", self.strategy_setting("cpu_offload")))
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass, by the module's setting or the strategy's."""
+        own = getattr(self.model, "gradient_checkpointing", False)
+        return bool(self.changes.get("checkpointing", own or self.strategy_setting("activation_checkpointing")))
+
+    @property
+    def dtypes(self) -> WeightDtypes:
+        """How the weights of a generator rest in memory, adapters aside."""
+        adapter = getattr(self.model, "lora", None) is not None
+        return WeightDtypes.kept(self.model.frozen_dtype, adapter=adapter)
+
+    @property
+    def gathered_dtype(self) -> torch.dtype | None:
+        """What a forward casts all weights to, by a sharding strategy or mixed precision; None leaves them alone."""
+        mixed = str(self.trainer.get("precision") or "").startswith("bf16")
+        sharded = self.shards > 1 and self.strategy_setting("precision") in (None, "bfloat16")
+        return torch.bfloat16 if mixed or sharded else None

@@ -1,0 +1,1 @@
+"""One GRPO iteration: sampling, scores, advantages, objectives and shadow weights."""

@@ -1,0 +1,148 @@
+"""`validate`, `test` and `predict` for every module that draws images.
+
+The same prompts always get the same noise, so two checkpoints differ by their weights alone. The ranks share every
+batch out and all get the whole of it back: callbacks and metrics see the same on every rank as on one.
+
+Shapes: P prompts, M images a prompt, N = P M samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from flow_rl.batches import Captioned, Prompts, TaskBatches, labels
+from flow_rl.distributed.shares import Share
+from flow_rl.models import ImageModel
+from flow_rl.rewards import Reward
+from flow_rl.rl.sampling import Sampler
+from flow_rl.rl.scoring import score_share
+from lightning_modules.base import ComputingModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Images of a batch of prompts with their scores, the same on every rank, all on the host.
+
+    Attributes:
+        prompts: one entry an image, length N.
+        images: in [0, 1], shape (N, 3, H, W).
+        scores: raw scores (N,) by name of each scorer that was asked; NaN where one could not score.
+    """
+
+    prompts: Prompts
+    images: Tensor
+    scores: Mapping[str, Tensor]
+
+
+class EvaluationSteps(ComputingModule):
+    """Draws images of fixed prompts from fixed noise and scores them.
+
+    A subclass sets `model`, `sampler`, `rewards` and `judges`. Callbacks read `drawn`, the batch just made.
+    """
+
+    model: ImageModel | None
+    sampler: Sampler
+    rewards: dict[str, Reward]
+    judges: dict[str, Reward]
+    #: images a prompt in `validate`, and in `test` and `predict`
+    val_members = 1
+    test_members = 1
+    drawn: Drawn | None = None
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Prompts | TaskBatches | Captioned, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        # Lightning's own transfer refuses frozen dataclasses. In an evaluation a rank moves no more than its share.
+        return batch.to(device) if self.trainer.training else batch
+
+    def asks(self, name: str, task: str) -> bool:
+        """Whether the scorer of that name is asked about samples of a task."""
+        return True
+
+    def draw(self, batch: Prompts, scorers: Mapping[str, Reward], members: int) -> Drawn:
+        """`members` images a prompt, scored by every scorer that is asked about their task.
+
+        Every rank draws and scores its share of the batch, and must be given the same batch.
+        """
+        self.model.transformer.eval()
+        device, share = self.compute_device, Share.of(len(batch))
+        mine = batch.select(list(share.rows)).to(device)
+        images = self.sampler.images(self.model, mine, members=members)
+        asked = {name: scorer for name, scorer in scorers.items() if self.asks(name, batch.task)}
+        columns = score_share(share, asked, mine, images.to(device)).unbind(dim=1)
+        self.drawn = Drawn(
+            prompts=batch.to(torch.device("cpu")).repeat_interleave(members),
+            images=share.gather(images),
+            scores=dict(zip(asked, columns, strict=True)),
+        )
+        return self.drawn
+
+    # ----------------------------------------------------------------- validate
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self._means: dict[str, MeanMetric] = {}
+
+    @override
+    def validation_step(self, batch: Prompts, batch_idx: int) -> None:
+        self._collect(self.draw(batch, self.rewards, self.val_members))
+
+    def _collect(self, drawn: Drawn) -> None:
+        prompts = drawn.prompts
+        tasks = [prompts.task] * len(prompts)
+        names, means = labels(prompts.categories, tasks), labels(["mean"] * len(prompts), tasks)
+        for name, scores in drawn.scores.items():
+            for label in sorted(set(names)):
+                index = [i for i, other in enumerate(names) if other == label]
+                for key in (f"{name}/{label}", f"{name}/{means[0]}"):
+                    metric = self._means.setdefault(key, MeanMetric(nan_strategy="ignore").to(self.compute_device))
+                    metric.update(scores[index].to(self.compute_device))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{key}": metric.compute() for key, metric in sorted(self._means.items())})
+
+    # ----------------------------------------------------------------- test
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self._means = {}
+        self._rows: list[dict[str, Any]] = []
+
+    @override
+    def test_step(self, batch: Prompts, batch_idx: int) -> None:
+        scorers = self.rewards | {f"judge/{name}": judge for name, judge in self.judges.items()}
+        drawn = self.draw(batch, scorers, self.test_members)
+        self._collect(drawn)
+        for i, (identifier, text, category) in enumerate(
+            zip(drawn.prompts.ids, drawn.prompts.texts, drawn.prompts.categories, strict=True)
+        ):
+            row = {"id": identifier, "prompt": text, "category": category, "member": i % self.test_members}
+            row["task"] = drawn.prompts.task
+            # NaN is not JSON: a score that could not be given is null.
+            scores = {name: None if torch.isnan(s[i]) else round(float(s[i]), 6) for name, s in drawn.scores.items()}
+            self._rows.append(row | {"scores": scores})
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{key}": metric.compute() for key, metric in sorted(self._means.items())})
+        if self.trainer.log_dir is not None and self.trainer.is_global_zero:
+            path = Path(self.trainer.log_dir) / "test_scores.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
+
+    # ----------------------------------------------------------------- predict
+
+    @override
+    def predict_step(self, batch: Prompts, batch_idx: int) -> Drawn:
+        return self.draw(batch, {}, self.test_members)

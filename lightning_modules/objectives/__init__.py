@@ -1,9 +1,0 @@
-"""From one rollout to micro-batch losses: the policy gradient (clipped, guarded) and NFT."""
-
-from lightning_modules.objectives.base import Metrics, Objective, Pairs, Rollout, micro_batches
-from lightning_modules.objectives.nft import NFT
-from lightning_modules.objectives.policy_gradient import PolicyGradient
-
-OBJECTIVES: dict[str, type[Objective]] = {"clipped": PolicyGradient, "guarded": PolicyGradient, "nft": NFT}
-
-__all__ = ["NFT", "OBJECTIVES", "Metrics", "Objective", "Pairs", "PolicyGradient", "Rollout", "micro_batches"]

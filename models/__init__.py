@@ -1,7 +1,0 @@
-"""Image generators behind one interface, and builders of tiny ones. Never imports Lightning."""
-
-from models.image_model import Conditioning, ImageModel
-from models.loading import load_image_model
-from models.qwen_image_21 import QwenImage21
-
-__all__ = ["Conditioning", "ImageModel", "QwenImage21", "load_image_model"]

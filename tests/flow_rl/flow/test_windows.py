@@ -1,0 +1,73 @@
+"""Windows of trained steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from flow_rl.flow.noise import Stream, keyed_generator
+from flow_rl.flow.windows import all_steps, high_noise_steps, low_noise_steps, sliding_window
+
+
+def generator(step: int = 0) -> torch.Generator:
+    return keyed_generator(seed=0, step=step, stream=Stream.WINDOW)
+
+
+def test_all_steps_leave_out_the_last() -> None:
+    assert all_steps(4) == (0, 1, 2)
+
+
+def test_high_noise_steps_are_a_sorted_subset_of_the_part() -> None:
+    seen = Counter()
+    for step in range(400):
+        steps = high_noise_steps(40, 3, 0.3, generator(step))
+        assert list(steps) == sorted(set(steps))
+        assert len(steps) == 3
+        seen.update(steps)
+    # Uniform over the first 12 steps: each is expected 100 times, with a deviation of 8.7.
+    assert set(seen) == set(range(12))
+    assert all(60 < n < 140 for n in seen.values())
+
+
+def test_high_noise_steps_depend_on_the_key_alone() -> None:
+    assert high_noise_steps(40, 4, 0.5, generator(7)) == high_noise_steps(40, 4, 0.5, generator(7))
+
+
+@pytest.mark.parametrize(("num_steps", "fraction", "available"), [(10, 0.3, 3), (100, 0.29, 29), (10, 1.0, 9)])
+def test_part_counts_whole_steps_and_never_the_last(num_steps: int, fraction: float, available: int) -> None:
+    assert high_noise_steps(num_steps, available, fraction, generator()) == tuple(range(available))
+    with pytest.raises(ValueError, match=f"between 1 and {available}"):
+        high_noise_steps(num_steps, available + 1, fraction, generator())
+
+
+def test_low_noise_steps_come_from_the_other_end() -> None:
+    drawn = [low_noise_steps(10, 2, 0.3, generator(i)) for i in range(60)]
+    assert {step for steps in drawn for step in steps} == {6, 7, 8}
+    assert all(first < second for first, second in drawn)
+
+
+def test_window_slides_and_starts_over() -> None:
+    lefts = [sliding_window(10, 4, i, stride=2, every=3)[0] for i in range(15)]
+    # Positions 0, 2, 4 and, short of a whole stride, 5, where the window ends on step 8.
+    assert lefts == [0, 0, 0, 2, 2, 2, 4, 4, 4, 5, 5, 5, 0, 0, 0]
+    assert sliding_window(10, 4, 9, stride=2, every=3) == (5, 6, 7, 8)
+    assert sliding_window(5, 4, 123) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: all_steps(1), "at least 2 steps"),
+        (lambda: high_noise_steps(10, 2, 0.05, generator()), "holds none. Raise fraction"),
+        (lambda: high_noise_steps(10, 0, 0.5, generator()), "between 1 and 5"),
+        (lambda: high_noise_steps(10, 2, 50, generator()), r"fraction must lie in \(0, 1\], received 50"),
+        (lambda: sliding_window(10, 10, 0), "between 1 and 9"),
+        (lambda: sliding_window(10, 2, 0, stride=0), "stride=0"),
+        (lambda: sliding_window(10, 2, -1), "iteration=-1"),
+    ],
+)
+def test_bad_input_is_explained(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,73 @@
+"""Rewards that score nothing: a run that would learn from nothing stops, one that lost one of several says so."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from flow_rl.errors import RunStopped
+from flow_rl.rl.iteration import Iteration
+from flow_rl.rl.silent_rewards import SilentRewards
+
+NAN = float("nan")
+
+
+def iteration(
+    number: int, scores: list[list[float]], weights: list[list[float]] | None = None, tasks="t2i"
+) -> Iteration:
+    count = len(scores)
+    table = torch.tensor(scores)
+    return Iteration(
+        number=number,
+        prompts=(),
+        images=(),
+        latents=(),
+        groups=torch.zeros(count, dtype=torch.int64),
+        categories=("plant",) * count,
+        tasks=(tasks,) * count if isinstance(tasks, str) else tuple(tasks),
+        reward_names=("first", "second"),
+        scores=table,
+        weights=torch.full_like(table, 0.5) if weights is None else torch.tensor(weights),
+        advantages=torch.zeros(count),
+    )
+
+
+def test_no_score_at_all_stops_at_once() -> None:
+    with pytest.raises(RunStopped, match="iteration 0: no reward has scored a sample of the task 't2i' so far"):
+        SilentRewards(3).check(iteration(0, [[NAN, NAN]]))
+
+
+def test_scores_without_weight_do_not_count() -> None:
+    with pytest.raises(RunStopped):
+        SilentRewards(3).check(iteration(0, [[NAN, 4.0]], [[1.0, 0.0]]))
+
+
+def test_a_task_that_has_scores_does_not_speak_for_another() -> None:
+    with pytest.raises(RunStopped, match="task 'edit'"):
+        SilentRewards(3).check(iteration(0, [[3.0, 3.0], [NAN, NAN]], tasks=("t2i", "edit")))
+
+
+def test_scores_may_stay_away_for_a_while() -> None:
+    silent = SilentRewards(3)
+    silent.check(iteration(0, [[3.0, NAN], [NAN, 2.0]]))
+    for number in (1, 2):
+        silent.check(iteration(number, [[NAN, NAN]]))
+    silent.check(iteration(3, [[NAN, 2.0]]))  # counts anew
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in (4, 5):
+            silent.check(iteration(number, [[NAN, NAN]]))
+        with pytest.raises(RunStopped, match=r"iteration 6: .* for 3 iterations"):
+            silent.check(iteration(6, [[NAN, NAN]]))
+
+
+def test_one_reward_of_several_is_warned_of_once() -> None:
+    silent = SilentRewards(2)
+    silent.check(iteration(0, [[3.0, NAN]]))
+    with pytest.warns(UserWarning, match="model.rewards.second has scored no sample of the task 't2i' in 2 iterations"):
+        silent.check(iteration(1, [[3.0, NAN]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        silent.check(iteration(2, [[3.0, NAN]]))
