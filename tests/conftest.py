@@ -12,12 +12,12 @@ import pytest
 import torch
 from diffusers import QwenImage21Pipeline
 from PIL import Image
-from toy_policy import toy_policy
 
 from datamodules import EditPairDataModule, MixedTaskDataModule, PromptDataModule
 from flow_rl.models import QwenImage21
 from flow_rl.models.tiny.qwen_image_21 import build_pipeline
 from lightning_modules import GRPOPolicy
+from tests.toy_policy import toy_policy
 
 CATEGORIES = ("portrait", "plant")
 TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow background", "a red pot")

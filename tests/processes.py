@@ -25,7 +25,7 @@ GROUP_TIMEOUT = 60.0 * PATIENCE
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["imported"])
+_context.set_forkserver_preload(["tests.dist.imported"])
 
 
 def free_port() -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from planted import Brightness
 
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.windows import WindowSettings
 from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
+from tests.planted import Brightness
 
 
 def toy_policy(

@@ -10,7 +10,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from planted import Brightness, Dark
 
 from callbacks import CategoryWeightCalibration, RewardRangeFilter, UpdateProbe
 from callbacks.range_filter import RangeGate
@@ -19,6 +18,7 @@ from flow_rl.curation.provenance import prompt_digests
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.rl.weight_adaptation import AdaptationSettings
 from lightning_modules.curation import provenance_of
+from tests.planted import Brightness, Dark
 
 TABLE = {"portrait": {"bright": 0.25, "dark": 0.75}, "default": {"bright": 0.9, "dark": 0.1}}
 

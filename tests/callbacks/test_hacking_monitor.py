@@ -11,7 +11,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from planted import Brightness
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import ConcatDataset, DataLoader
 
@@ -24,6 +23,7 @@ from flow_rl.monitoring.hacking import Band
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
+from tests.planted import Brightness
 
 
 class Darkness(Reward):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from planted import Brightness
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from callbacks.update_probe import spread
 from datamodules.prompts import FixedBatches
 from flow_rl.monitoring.update_direction import Probe, stepped
 from flow_rl.rewards import Samples
+from tests.planted import Brightness
 
 
 class Constant(Brightness):

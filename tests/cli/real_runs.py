@@ -37,7 +37,7 @@ def write_both(directory: Path, count: int = 64) -> list[str]:
     return overrides
 
 
-def toy_overlay(directory: Path, config: str, model_path: str, *, reward: str = "planted.Brightness") -> str:
+def toy_overlay(directory: Path, config: str, model_path: str, *, reward: str = "tests.planted.Brightness") -> str:
     """A config to stack last: the same run on a toy, with rewards of its names that need no service."""
     real = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
     given = real["model"]["init_args"]

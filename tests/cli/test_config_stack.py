@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from expectations import does_not_raise
 
 from cli.config_stack import check_stack, config_files
 from flow_rl.errors import SettingError
+from tests.expectations import does_not_raise
 
 ROOT = Path(__file__).parents[2]
 TEACHER, STUDENT = "configs/demo/t2i_teacher.yaml", "configs/demo/student.yaml"

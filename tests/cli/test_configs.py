@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
-from toy_vlm import toy_files
 
 from cli import app
 from demo.making.edit_prompts import write_edits
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier
+from tests.toy_vlm import toy_files
 
 ROOT = Path(__file__).parents[2]
 #: of released models: tests/cli/test_real_configs.py

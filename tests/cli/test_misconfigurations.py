@@ -6,10 +6,10 @@ import os
 
 import pytest
 import torch
-from real_runs import ROOT, write_data
 
 from cli import app
 from cli.doctor import _nothing_compiled
+from tests.cli.real_runs import ROOT, write_data
 
 RUN = "--config=configs/qwen_image_21/grpo_t2i.yaml"
 EDIT = "--config=configs/qwen_image_21/grpo_edit.yaml"

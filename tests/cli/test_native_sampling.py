@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import yaml
-from real_runs import ROOT, write_data, written
 
 from cli import app
 from flow_rl.distillation.settings import DistillationSettings, TeacherSettings
@@ -22,6 +21,7 @@ from flow_rl.models.native import native_sampling
 from flow_rl.planning.native import describe, problems_of_guidance
 from flow_rl.planning.setup import Setup
 from flow_rl.rl.settings import RolloutSettings
+from tests.cli.real_runs import ROOT, write_data, written
 
 V21, V1 = "Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import set_parsing_settings
-from pretended.real_dimensions import Dimensions, PhaseBytes, phases
-from real_runs import ROOT
 
 from cli import app
 from cli.doctor import examined
 from flow_rl.planning.plan import Plan, make_plan
 from flow_rl.planning.weights import build
+from tests.cli.real_runs import ROOT
+from tests.pretended.real_dimensions import Dimensions, PhaseBytes, phases
 
 FAMILY = "configs/qwen_image_21"
 GUIDED = ("--model.rollout.cfg=rollout_only", "--model.rollout.guidance.scale=4")

@@ -8,12 +8,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from real_runs import ROOT, toy_overlay, toy_teachers, write_both, write_data, written
-from toy_vlm import toy_files
 
 from cli import app
 from flow_rl.models.loading import read_config
 from flow_rl.models.tiny.qwen_image import build_pipeline_v1
+from tests.cli.real_runs import ROOT, toy_overlay, toy_teachers, write_both, write_data, written
+from tests.toy_vlm import toy_files
 
 CONFIGS = [
     f"configs/{family}/grpo_{task}.yaml" for family in ("qwen_image_21", "qwen_image") for task in ("t2i", "edit")
@@ -178,7 +178,7 @@ def test_curated_on_a_toy_of_the_family(config, tmp_path, tiny_path, v1_paths, c
     edit, family = "edit" in config, Path(config).parent
     path = tiny_path if family.name == "qwen_image_21" else v1_paths["edit_plus" if edit else "t2i"]
     files = write_data(tmp_path, edit=edit, count=4)
-    toy = f"--config={toy_overlay(tmp_path, config, path, reward='planted.Erratic')}"
+    toy = f"--config={toy_overlay(tmp_path, config, path, reward='tests.planted.Erratic')}"
     app.main(["curate", f"--config={config}", f"--config={family}/curate.yaml", toy, *files])
     assert "plant" in capsys.readouterr().out
     assert (tmp_path / "curation" / "run.safetensors").is_file()

@@ -18,7 +18,7 @@ host: 0.0.0.0
 token_variable: TEST_TOKEN
 service: {max_batch: 7, max_wait_ms: 0}
 rewards:
-  plain: {class_path: planted.Brightness}
+  plain: {class_path: tests.planted.Brightness}
   far:
     class_path: flow_rl.rewards.remote.RemoteReward
     init_args:
@@ -36,9 +36,9 @@ rewards:
         bright:
           reward:
             class_path: flow_rl.rewards.faults.GuardedReward
-            init_args: {name: bright, reward: {class_path: planted.Brightness}}
+            init_args: {name: bright, reward: {class_path: tests.planted.Brightness}}
           weight: 0.75
-        dark: {reward: {class_path: planted.Brightness}, weight: 0.25, low: 2, high: 4}
+        dark: {reward: {class_path: tests.planted.Brightness}, weight: 0.25, low: 2, high: 4}
 """
 
 
@@ -83,7 +83,10 @@ def test_a_config_names_rewards_by_class_and_the_command_line_wins(tmp_path: Pat
     ("text", "words"),
     [
         (CONFIG.replace("max_batch", "max_bach"), "Did you mean 'max_batch'"),
-        (CONFIG.replace("planted.Brightness}\n  far", "planted.Brightnes}\n  far"), "planted.Brightness"),
+        (
+            CONFIG.replace("tests.planted.Brightness}\n  far", "tests.planted.Brightnes}\n  far"),
+            "tests.planted.Brightness",
+        ),
         (CONFIG.replace("token_variable: TEST_TOKEN", "token_variable: null"), "reached from other machines"),
         (CONFIG.replace("TEST_TOKEN", "OTHER_TOKEN"), "OTHER_TOKEN is not set"),
         (CONFIG.replace("max_batch: 7", "max_batch: 0"), "max_batch must be above 0"),
@@ -107,7 +110,7 @@ def test_bad_configs_end_in_one_message(
 
 
 def test_without_a_token_this_machine_alone_is_served(tmp_path: Path, started: list[tuple]) -> None:
-    text = "token_variable: null\nrewards: {plain: {class_path: planted.Brightness}}\n"
+    text = "token_variable: null\nrewards: {plain: {class_path: tests.planted.Brightness}}\n"
     for host in ("127.0.0.1", "::1", "localhost"):
         reward_server.main(["--config", write(tmp_path, text), "--host", host])
     assert [host for _, host, _ in started] == ["127.0.0.1", "::1", "localhost"]

@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
-from toy_vlm import toy_files
+from tests.toy_vlm import toy_files
 
 from flow_rl.models.tiny.qwen_image_21 import build_transformer
 
-sys.path.insert(0, str(Path(__file__).parent))  # the ranks import the runs by name
-
-from dist_runs import Run, fit
-from processes import launch
+from tests.dist.dist_runs import Run, fit
+from tests.processes import launch
 
 
 @pytest.fixture(scope="session")

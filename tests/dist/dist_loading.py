@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peak_memory import PeakMemory
-from processes import GROUP_TIMEOUT
+from tests.peak_memory import PeakMemory
+from tests.processes import GROUP_TIMEOUT
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dist_data import ToyCaptions
-from dist_shared import Witness
+from tests.dist.dist_data import ToyCaptions
+from tests.dist.dist_shared import Witness
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from planted import Brightness
-from processes import GROUP_TIMEOUT
+from tests.planted import Brightness
+from tests.processes import GROUP_TIMEOUT
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from planted import Brightness
-from processes import GROUP_TIMEOUT
+from tests.planted import Brightness
+from tests.processes import GROUP_TIMEOUT
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dist_checks  # noqa: F401
-import dist_loading  # noqa: F401
-import dist_runs  # noqa: F401
+from tests.dist import dist_checks  # noqa: F401
+from tests.dist import dist_loading  # noqa: F401
+from tests.dist import dist_runs  # noqa: F401
 import torch.distributed.checkpoint  # noqa: F401
 from diffusers import AutoencoderKLQwenImage, QwenImage21Pipeline, QwenImagePipeline  # noqa: F401
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration  # noqa: F401

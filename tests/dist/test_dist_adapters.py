@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dist_runs import LORA
+from tests.dist.dist_runs import LORA
 from torch import Tensor
 
 pytestmark = pytest.mark.dist

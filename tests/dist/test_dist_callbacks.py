@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dist_runs import LORA
-from planted import Brightness
+from tests.dist.dist_runs import LORA
+from tests.planted import Brightness
 
 from callbacks import ExportAdapter, HackingMonitor, RewardRangeFilter, UpdateProbe
 from flow_rl.models import load_image_model

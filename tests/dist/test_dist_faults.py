@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_runs import CrashInSave, NotFinite, Run, fit, progress
-from processes import PATIENCE, finish, launch, start
+from tests.dist.dist_runs import CrashInSave, NotFinite, Run, fit, progress
+from tests.processes import PATIENCE, finish, launch, start
 
 from callbacks import Preemption
 from callbacks.preemption import EXIT_PREEMPTED

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import GROUP_TIMEOUT, PATIENCE
+from tests.processes import GROUP_TIMEOUT, PATIENCE
 
 from strategies.checkpoint_files import newest_checkpoint
 from strategies.checkpoints import load_shards
@@ -30,7 +30,7 @@ def config(files: dict[str, str], directory: Path) -> Path:
     model = {
         "model_path": files["generator"],
         "image_size": 32,
-        "rewards": {"brightness": {"class_path": "planted.Brightness"}},
+        "rewards": {"brightness": {"class_path": "tests.planted.Brightness"}},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
         "rollout": {
             "num_steps": 3, "group_size": 2, "guidance": {"scale": 2.5, "low": 0.6}, "transition": "ode",
@@ -68,7 +68,7 @@ class Job:
     def __init__(self, path: Path, *arguments: str, restarts: int = 0) -> None:
         self.checkpoints = path.parent / "checkpoints"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}"]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", OWN_STORE: "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", OWN_STORE: "1"}
         self.log = (path.parent / "log").open("a")
         self.process = subprocess.Popen(
             [sys.executable, *launcher, "train.py", "fit", "--config", str(path), *arguments],

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from dist_loading import run_loading
-from processes import launch
+from tests.dist.dist_loading import run_loading
+from tests.processes import launch
 
 from flow_rl.models.tiny.qwen_image import build_pipeline_v1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_runs import LORA
-from test_dist_invariance import STAGES, assert_close
+from tests.dist.dist_runs import LORA
+from tests.dist.test_dist_invariance import STAGES, assert_close
 
 pytestmark = pytest.mark.dist
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from dist_shared import Counting, Witness, share_rows
-from processes import launch
+from tests.dist.dist_shared import Counting, Witness, share_rows
+from tests.processes import launch
 from torch.testing import assert_close
 
 from callbacks import HackingMonitor, UpdateProbe

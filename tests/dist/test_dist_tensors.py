@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from dist_checks import reference, run_checks
-from processes import launch
+from tests.dist.dist_checks import reference, run_checks
+from tests.processes import launch
 
 pytestmark = pytest.mark.dist
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_dist_invariance import assert_close
+from tests.dist.test_dist_invariance import assert_close
 
 from callbacks import ExportModel
 from flow_rl.models import load_image_model

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from dist_runs import Run, fit
-from planted import Brightness, Dark
-from processes import finish, launch, start
+from tests.dist.dist_runs import Run, fit
+from tests.planted import Brightness, Dark
+from tests.processes import finish, launch, start
 
 from callbacks import CategoryWeightCalibration, RewardRangeFilter
 from flow_rl.rl.weight_adaptation import AdaptationSettings

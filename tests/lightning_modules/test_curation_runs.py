@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
-from planted import Brightness
-from processes import finish, start
-from toy_policy import toy_policy
 
 from cli.curate import curate
 from datamodules import PromptDataModule
@@ -22,6 +19,9 @@ from flow_rl.curation.settings import CurationSettings
 from flow_rl.rewards import Reward, Samples
 from lightning_modules import GRPOPolicy
 from lightning_modules.curation import CURATION_STEP, CurationRun, score_groups
+from tests.planted import Brightness
+from tests.processes import finish, start
+from tests.toy_policy import toy_policy
 
 
 class Counting(Reward):

@@ -12,7 +12,6 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from planted import Brightness
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import ExportAdapter, ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorBoardLayout, WeightEMA
@@ -24,6 +23,7 @@ from flow_rl.flow.noise import Stream
 from flow_rl.models import load_image_model
 from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.images import to_uint8
+from tests.planted import Brightness
 
 BASE = str(Path(__file__).parents[2] / "demo" / "base")
 

@@ -11,13 +11,13 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from planted import Broken
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from callbacks import ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorBoardLayout, UpdateProbe, WeightEMA
 from flow_rl.models import load_image_model
 from flow_rl.models.adapters import LoraSettings
+from tests.planted import Broken
 
 
 def trainer(directory: Path, steps: int, *callbacks, **changes) -> Trainer:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_vlm import toy_data, toy_module, toy_trainer
 
 from datamodules.annotation_files import AnnotationBatch
 from datamodules.preferences import PreferenceBatch
 from flow_rl.rewards.finetune_settings import RewardObjective
 from lightning_modules.length_buckets import mean_of_parts, parts_by_length, split_by_length
+from tests.toy_vlm import toy_data, toy_module, toy_trainer
 
 
 def test_parts_are_sorted_whole_and_as_equal_as_can_be() -> None:

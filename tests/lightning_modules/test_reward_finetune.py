@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_vlm import rubric, toy_data, toy_files, toy_module, toy_trainer, trained
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datamodules import PreferenceDataModule
@@ -20,6 +19,7 @@ from flow_rl.models.vision_language import load_vlm
 from flow_rl.rewards.finetune_settings import RewardObjective
 from flow_rl.rewards.reading import ReadingSettings
 from flow_rl.rewards.readout import nearest_digit
+from tests.toy_vlm import rubric, toy_data, toy_files, toy_module, toy_trainer, trained
 
 LORA = LoraSettings(rank=4, alpha=8)
 DIRECT = {"objective": RewardObjective(direct_share=1.0), "reading": ReadingSettings(reasoning=False)}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from expectations import does_not_raise
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR, ReduceLROnPlateau, StepLR
 
 from flow_rl.flow.guidance import Guidance
@@ -21,6 +20,7 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from flow_rl.rl.settings_checks import check_settings
 from lightning_modules.base import check_optimizer, check_schedule
+from tests.expectations import does_not_raise
 
 #: ten steps with a shift of 3: the last goes from 0.25 down to 0
 SIGMAS = [3 * t / (1 + 2 * t) for t in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)]

@@ -13,7 +13,6 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from planted import Brightness
 from torch import Tensor
 
 from callbacks import ImageWriter, WeightEMA
@@ -27,6 +26,7 @@ from flow_rl.rewards.background import AsyncReward, ThreadedReward
 from flow_rl.rl.advantage_estimator import AdvantageSettings
 from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
+from tests.planted import Brightness
 
 BY_TASK = {"t2i": {"brightness": 0.5, "shared": 0.5}, "edit": {"shared": 0.25, "edits": 0.75}}
 

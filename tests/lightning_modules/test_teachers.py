@@ -11,8 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from expectations import does_not_raise
-from peak_memory import PeakMemory
 from safetensors.torch import load_file, save_file
 
 from flow_rl.batches import Prompts
@@ -21,6 +19,8 @@ from flow_rl.distillation.teachers import TeacherBank
 from flow_rl.flow.guidance import Guidance
 from flow_rl.models import load_image_model
 from flow_rl.models.adapters import LoraSettings, merged_copy, use_adapter
+from tests.expectations import does_not_raise
+from tests.peak_memory import PeakMemory
 
 TEXTS = ("a portrait of a person with red hair", "a red pot")
 SIGMA = torch.tensor([0.9, 0.4])

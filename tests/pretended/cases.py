@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from planted import Brightness
 from torch import Tensor
-from toy_vlm import BRIGHTNESS_RUBRIC, rubric, toy_data, toy_files, toy_module
 from transformers import AutoTokenizer
 
 from callbacks import HackingMonitor, ImageWriter, PhaseTimer, SampleGrids, UpdateProbe, WeightEMA
@@ -33,6 +31,8 @@ from flow_rl.rewards.readout import digit_token_ids
 from flow_rl.rewards.spec import RewardSpec
 from flow_rl.rewards.vlm import VLMReward
 from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy
+from tests.planted import Brightness
+from tests.toy_vlm import BRIGHTNESS_RUBRIC, rubric, toy_data, toy_files, toy_module
 
 #: what the tiny model's tokenizer is trained on
 TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow background", "make the pot red")

@@ -13,9 +13,9 @@ from unittest import mock
 
 import torch
 
-from pretended import tensor as pretended
-from pretended.surface import Surface
-from pretended.tensor import CUDA, State
+from tests.pretended import tensor as pretended
+from tests.pretended.surface import Surface
+from tests.pretended.tensor import CUDA, State
 
 #: bytes that the pretended device says it has
 TOTAL_BYTES = 80 * 10**9

@@ -34,9 +34,9 @@ from flow_rl.planning.weights import build
 from flow_rl.rl.objectives import OBJECTIVES, Rollout, micro_batches
 from flow_rl.rl.sampling import Branches, Sampler, group_rollout
 from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
-from pretended.device import pretended_cuda
-from pretended.memory import LiveBytes
-from pretended.tensor import PretendedTensor
+from tests.pretended.device import pretended_cuda
+from tests.pretended.memory import LiveBytes
+from tests.pretended.tensor import PretendedTensor
 
 Kind = Literal["lora", "full32", "fsdp"]
 Task = Literal["t2i", "edit"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pretended import tensor as pretended
-from pretended.tensor import CPU, CUDA, PretendedTensor, is_hollow, is_pinned, refuse, see_copy
+from tests.pretended import tensor as pretended
+from tests.pretended.tensor import CPU, CUDA, PretendedTensor, is_hollow, is_pinned, refuse, see_copy
 
 
 def device_of(value: Any) -> torch.device:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from pretended.memory import LiveBytes
-from pretended.waits import here
+from tests.pretended.memory import LiveBytes
+from tests.pretended.waits import here
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 #: with hollow values, floating-point tensors of more elements than this have none

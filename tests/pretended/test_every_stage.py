@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 import torch
 from lightning import LightningModule
-from toy_vlm import toy_files
 
 from flow_rl.models.tiny.qwen_image_21 import build_pipeline, build_transformer
 from flow_rl.rl.scoring import checked
-from pretended import wait_table
-from pretended.cases import TEXTS, Cases, names
-from pretended.device import pretended_cuda
-from pretended.waits import WaitRecorder
+from tests.pretended import wait_table
+from tests.pretended.cases import TEXTS, Cases, names
+from tests.pretended.device import pretended_cuda
+from tests.pretended.waits import WaitRecorder
+from tests.toy_vlm import toy_files
 
 #: cases that add little to others and take seconds
 COSTLY = ("lora_bf16_checkpointing_edits", "bf16_mixed_precision", "curation_of_edits", "guidance_in_both")

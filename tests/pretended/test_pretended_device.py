@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from flow_rl.flow.guidance import guide
-from pretended.device import pretended_cuda
-from pretended.tensor import MixedDevices, PretendedTensor
-from pretended.waits import ROOT, WaitRecorder
+from tests.pretended.device import pretended_cuda
+from tests.pretended.tensor import MixedDevices, PretendedTensor
+from tests.pretended.waits import ROOT, WaitRecorder
 
 
 def test_operation_on_two_devices_names_the_line_of_the_project() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretended.real_dimensions import Dimensions, phases, run_phases
+from tests.pretended.real_dimensions import Dimensions, phases, run_phases
 
 GB = 10**9
 

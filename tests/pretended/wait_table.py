@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pretended.waits import Wait
+from tests.pretended.waits import Wait
 
 TABLE = Path(__file__).with_name("host_waits.json")
 #: set to 1, the tests write the table instead of comparing with it

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from expectations import does_not_raise
 
 from strategies import checkpoint_files
 from strategies.checkpoint_files import (
@@ -21,6 +20,7 @@ from strategies.checkpoint_files import (
     sweep,
     write_meta,
 )
+from tests.expectations import does_not_raise
 
 #: more than the changes to the disk that any save makes
 MOMENTS = 12

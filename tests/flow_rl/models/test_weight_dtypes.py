@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from peak_memory import PeakMemory
 from torch import Tensor, nn
 
 from flow_rl.models import ImageModel, load_image_model
 from flow_rl.models.memory import WeightDtypes
 from flow_rl.models.tiny.qwen_image import build_pipeline_v1
+from tests.peak_memory import PeakMemory
 
 SIZE = (32, 32)
 KEPT = {"full": WeightDtypes.kept("bfloat16", adapter=False), "adapter": WeightDtypes.kept("bfloat16", adapter=True)}

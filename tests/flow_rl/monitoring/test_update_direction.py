@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from planted import Brightness
 
 from datamodules.prompts import read_prompts
 from flow_rl.flow.guidance import Guidance
@@ -19,6 +18,7 @@ from flow_rl.flow.windows import WindowSettings
 from flow_rl.monitoring.update_direction import Probe, probe_update
 from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
+from tests.planted import Brightness
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 import torch
-from toy_vlm import CHANGE_RUBRIC, grey, rubric, toy_files
 from transformers import Qwen2_5_VLProcessor
 
 from flow_rl.models.vision_language import load_vlm
 from flow_rl.rewards.conversation import IGNORED, Answer, Question, encode_questions, messages, training_inputs
 from flow_rl.rewards.pixels import quantise
 from flow_rl.rewards.rubrics import Rubric
+from tests.toy_vlm import CHANGE_RUBRIC, grey, rubric, toy_files
 
 
 @cache

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import Brightness
 from torch import nn
 
 from flow_rl.rewards import CompositeReward, GuardedReward, Part, Reward
 from flow_rl.rewards.fingerprints import digest, digest_directory
 from flow_rl.rewards.remote import RemoteReward
+from tests.planted import Brightness
 
 
 class Sharp(Reward):

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from loopback import QUICK, scripted, uint8_samples
 from PIL import Image
 
 from flow_rl.rewards.faults import FaultPolicy, Refused, RewardFailure
 from flow_rl.rewards.openai import OpenAIReward, read_score
 from flow_rl.rewards.readout import expected_score
 from flow_rl.rewards.rubrics import Rubric
+from tests.flow_rl.rewards.loopback import QUICK, scripted, uint8_samples
 
 TOLERANT = FaultPolicy(max_failing_share=1.0)
 DIGITS = [3, 4, 5, 6, 7]  # ids of "1".."5" in the vocabulary of `token_at_digit`

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_vlm import grey, rubric, toy_data, toy_files, toy_module, toy_trainer
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from flow_rl.models.adapters import LoraSettings
@@ -15,6 +14,7 @@ from flow_rl.rewards.conversation import Question
 from flow_rl.rewards.finetune_settings import RewardObjective
 from flow_rl.rewards.pixels import quantise
 from flow_rl.rewards.reading import ReadingSettings, ScoreReader
+from tests.toy_vlm import grey, rubric, toy_data, toy_files, toy_module, toy_trainer
 
 
 @pytest.fixture(scope="module")

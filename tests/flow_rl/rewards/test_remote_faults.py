@@ -17,11 +17,11 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from loopback import QUICK, closed_port, scores_body, scripted, uint8_samples
 
 from flow_rl.rewards.endpoint import EndpointSettings, _retry_after
 from flow_rl.rewards.faults import FaultPolicy, Refused, RewardFailure
 from flow_rl.rewards.remote import RemoteReward
+from tests.flow_rl.rewards.loopback import QUICK, closed_port, scores_body, scripted, uint8_samples
 
 TOLERANT = FaultPolicy(max_failing_share=1.0)
 
@@ -277,7 +277,7 @@ def test_a_service_killed_while_it_scores(tmp_path: Path) -> None:
     config = tmp_path / "server.yaml"
     config.write_text("token_variable: null\nrewards:\n  slow: {class_path: sleeper.Sleeper}\n", encoding="utf-8")
     (tmp_path / "sleeper.py").write_text(
-        "import time\nfrom rewards import Reward\n\n\nclass Sleeper(Reward):\n    def score(self, samples):\n"
+        "import time\nfrom flow_rl.rewards import Reward\n\n\nclass Sleeper(Reward):\n    def score(self, samples):\n"
         "        print('scoring', flush=True)\n        time.sleep(60)\n",
         encoding="utf-8",
     )

@@ -14,7 +14,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from loopback import QUICK, Corner, Gated, scripted, serving, uint8_samples
 from PIL import Image
 
 from flow_rl.rewards import Samples
@@ -22,6 +21,7 @@ from flow_rl.rewards.faults import FaultPolicy, Refused, RewardFailure
 from flow_rl.rewards.pixels import dequantise, quantise
 from flow_rl.rewards.remote import RemoteReward
 from flow_rl.rewards.wire import decode_images, encode_base64
+from tests.flow_rl.rewards.loopback import QUICK, Corner, Gated, scripted, serving, uint8_samples
 
 
 def png_base64(mode: str = "RGB", size: tuple[int, int] = (2, 2)) -> str:

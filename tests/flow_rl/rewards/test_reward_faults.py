@@ -6,13 +6,13 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from loopback import Corner, uint8_samples
 from torch import Tensor
 
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.background import AsyncReward
 from flow_rl.rewards.composite import CompositeReward, Part
 from flow_rl.rewards.faults import FaultPolicy, GuardedReward, RewardFailure, select
+from tests.flow_rl.rewards.loopback import Corner, uint8_samples
 
 NAN = float("nan")
 

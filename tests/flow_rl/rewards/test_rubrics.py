@@ -6,9 +6,9 @@ import json
 
 import pytest
 import yaml
-from toy_vlm import BRIGHTNESS_RUBRIC, rubric, write_rubric
 
 from flow_rl.rewards.rubrics import RUBRIC_DIRECTORY, Rubric, load_rubrics
+from tests.toy_vlm import BRIGHTNESS_RUBRIC, rubric, write_rubric
 
 SHIPPED = {
     "alignment": "t2i",

@@ -8,7 +8,6 @@ from functools import cache
 
 import pytest
 import torch
-from toy_vlm import BRIGHTNESS_RUBRIC, CHANGE_RUBRIC, WORDS, grey, rubric, toy_data, toy_files, trained, write_rubric
 
 from flow_rl.rewards import Samples
 from flow_rl.rewards.conversation import Question, encode_questions
@@ -16,6 +15,17 @@ from flow_rl.rewards.pixels import quantise
 from flow_rl.rewards.reading import ReadingSettings, ScoreReader, shared_prefix
 from flow_rl.rewards.readout import SCORE_TEMPLATE, expected_score
 from flow_rl.rewards.vlm import VLMReward, cast_weights, planned_dtype
+from tests.toy_vlm import (
+    BRIGHTNESS_RUBRIC,
+    CHANGE_RUBRIC,
+    WORDS,
+    grey,
+    rubric,
+    toy_data,
+    toy_files,
+    trained,
+    write_rubric,
+)
 
 
 @cache

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import launch
 from torch import Tensor
 
 from flow_rl.batches import Prompts
@@ -18,6 +17,7 @@ from flow_rl.flow.advantages import group_advantages
 from flow_rl.rl.advantage_estimator import Advantages, AdvantageSettings, Outcome, Scored
 from flow_rl.rl.reward_weights import FixedWeights, GroupGate, weights_by_task
 from flow_rl.rl.settings import ObjectiveSettings
+from tests.processes import launch
 
 NAMES = ("a", "b")
 WEIGHTS = {"t2i": {"a": 0.75, "b": 0.25}, "edit": {"b": 1.0}}

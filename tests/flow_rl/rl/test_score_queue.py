@@ -7,7 +7,6 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from planted import Brightness, Broken
 from torch import Tensor
 
 from flow_rl.rewards import Reward, RewardFailure, Samples
@@ -15,6 +14,7 @@ from flow_rl.rewards.background import AsyncReward, ThreadedReward
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.score_queue import PendingScores
 from flow_rl.rl.scoring import score_safely
+from tests.planted import Brightness, Broken
 
 SAMPLES = Samples(images=torch.full((2, 3, 4, 4), 0.5), prompts=["a", "b"], categories=["x", "x"])
 
