@@ -23,7 +23,6 @@ import statistics
 import time
 import warnings
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,9 +31,11 @@ from torch import Tensor, nn
 
 from datamodules import PromptDataModule
 from flow_rl.batches import Prompts
+from flow_rl.flow.rollout import Trajectory
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.background import ThreadedReward
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.objectives import NFT, Rollout
+from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import GRPOPolicy
 
 
@@ -57,21 +58,30 @@ class WaitingPolicy(GRPOPolicy):
     def configure_model(self) -> None:
         self.model = nn.Module()
         self.model.transformer = nn.Linear(1, 1)
-        self.objective = SimpleNamespace(uses_window=False, prepares_each_update=True, steps_a_sample=lambda rollout: 1)
-        self.old = self.reference = None
 
-    def roll_out(self, prompts: Prompts) -> tuple[Any, Tensor]:
+    def roll_out(self, prompts: Prompts) -> Rollout:
         count = len(prompts) * self.rollout_settings.group_size
         with self.clock.phase("rollout"):
             time.sleep(self.sample_s / 2 * count)
-        trajectory = SimpleNamespace(latents=torch.zeros(count, 1, 1))
-        return SimpleNamespace(conditioning=range(count), trajectory=trajectory), torch.rand(count, 3, 8, 8)
+        nothing = torch.zeros(count, 1, 1)
+        return Rollout(
+            settings=self.rollout_settings,
+            prompts=prompts,
+            images=torch.rand(count, 3, 8, 8),
+            trajectory=Trajectory(latents=nothing, steps=(), states=nothing[None], next_states=nothing[None]),
+            sigmas=torch.zeros(0),
+            conditioning=None,  # nothing evaluates the model
+            unconditional=None,
+            members=tuple(range(self.rollout_settings.group_size)) * len(prompts),
+            iteration=self.iteration,
+            seed=self.seed,
+        )
 
     def prepare(self, rollout: Any, update: int) -> dict[str, Tensor]:
         return {}
 
     def accumulate_gradients(self, rollout: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        time.sleep(self.sample_s / 2 * len(rollout.conditioning))
+        time.sleep(self.sample_s / 2 * len(rollout))
         return {"loss": torch.zeros(())}
 
 
@@ -107,7 +117,7 @@ def measure(options: argparse.Namespace, pieces: int) -> tuple[float, float]:
             transition="ode",
             batch_size=max(options.group_size, samples // pieces),
         ),
-        objective=ObjectiveSettings(old_decay=0.0, nft_reference_weight=0.0, micro_batch_size=samples),
+        objective=NFT(old_decay=0.0, reference_weight=0.0, micro_batch_size=samples),
     )
     if isinstance(policy, WaitingPolicy):
         policy.sample_s = options.generator_seconds / samples

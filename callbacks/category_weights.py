@@ -87,11 +87,13 @@ class CategoryWeightCalibration(Callback):
         pl_module.weight_source = self.source
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         if self.adapt is None:
             return
         for task in self.source.tables:
-            totals = self._totals(task, pl_module.last_iteration)
+            totals = self._totals(task, outputs["iteration"])
             # of all ranks, or each would weigh differently
             totals = trainer.strategy.reduce(totals.to(trainer.strategy.root_device), reduce_op="sum").cpu()
             self.move(task, *totals)

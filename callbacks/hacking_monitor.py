@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,10 +22,9 @@ from flow_rl.monitoring.alerts import Alert, bands_with_defaults
 from flow_rl.monitoring.hacking import Band, Finding, find_drift, find_hacking
 from flow_rl.monitoring.panel import Look, MonitorPanel
 from flow_rl.rewards.composite import weighted_mean
+from flow_rl.rl.iteration import Iteration
 
 Action = Literal["warn", "stop", "raise_kl"]
-#: the settings of an objective that weigh its distance to the reference
-REFERENCE_WEIGHTS = ("nft_reference_weight", "kl_weight")
 
 
 class HackingMonitor(Callback):
@@ -105,8 +105,8 @@ class HackingMonitor(Callback):
         if self.action == "raise_kl" and not pl_module.objective.uses_reference:
             raise ValueError(
                 "HackingMonitor action 'raise_kl' multiplies the weight of the distance to the reference, but the "
-                "objective has none: give it one above 0 (model.objective.nft_reference_weight for nft), or choose "
-                "'warn' or 'stop'."
+                "objective has none: give it one above 0 (reference_weight of NFT, kl_weight of a policy gradient), or "
+                "choose 'warn' or 'stop'."
             )
 
     @override
@@ -127,9 +127,11 @@ class HackingMonitor(Callback):
         self._write_alerts(trainer)
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         if pl_module.iteration % self.every == 0 and pl_module.iteration > self.looks[-1].iteration:
-            self._look(trainer, pl_module)
+            self._look(trainer, pl_module, outputs["iteration"])
             self._decide(trainer, pl_module)
 
     def _prompts(self, trainer: Trainer) -> tuple[Prompts, ...]:
@@ -139,13 +141,13 @@ class HackingMonitor(Callback):
 
     # ----------------------------------------------------------------- one look
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _look(self, trainer: Trainer, pl_module: LightningModule, iteration: Iteration | None = None) -> None:
         with pl_module.clock.phase("monitor"):
             look = self.panel.look()  # the same on every rank, and with it every decision
             self.looks.append(look)
             values = self._values(look)
-            if self.rollouts and trainer.is_global_zero and pl_module.last_iteration is not None:
-                rollout = self.panel.rollout_measures(pl_module.last_iteration)
+            if self.rollouts and trainer.is_global_zero and iteration is not None:
+                rollout = self.panel.rollout_measures(iteration)
                 values |= {f"rollout/{name}": value for name, value in rollout.items()}
         self._log(trainer, values)
 
@@ -219,10 +221,7 @@ class HackingMonitor(Callback):
 
     def _scale_reference(self, pl_module: LightningModule) -> None:
         """Let the objective weigh its distance to the reference `kl_scale` times as configured."""
-        objective, configured = pl_module.objective, pl_module.objective_settings
-        names = {field.name for field in fields(configured)} & set(REFERENCE_WEIGHTS)
-        scaled = {name: getattr(configured, name) * self.kl_scale for name in names}
-        objective.settings = replace(objective.settings, **scaled)
+        pl_module.objective.reference_scale = self.kl_scale
 
     # ----------------------------------------------------------------- state
 

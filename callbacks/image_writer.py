@@ -44,14 +44,18 @@ class ImageWriter(Callback):
             self._start()
 
     @override
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Drawn, *args: Any, **kwargs: Any
+    ) -> None:
         if trainer.is_global_zero:  # every rank has all of them
-            self.write(pl_module.drawn)
+            self.write(outputs)
 
     @override
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Drawn, *args: Any, **kwargs: Any
+    ) -> None:
         if trainer.is_global_zero:  # every rank has all of them
-            self.write(pl_module.drawn)
+            self.write(outputs)
 
     def write(self, drawn: Drawn) -> None:
         """Append a batch to the directory."""

@@ -22,10 +22,9 @@ class PhaseProgressBar(TQDMProgressBar):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        clock = getattr(pl_module, "clock", None)
-        if clock is not None:
-            clock.listen(self._show)
-        self._set_length(trainer, pl_module)  # a run that goes on in the middle of its epoch does not start the epoch
+        if pl_module.clock is not None:
+            pl_module.clock.listen(self._show)
+        self._set_length(trainer, pl_module)  # a run that resumes in the middle of its epoch does not start the epoch
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,7 +33,7 @@ class PhaseProgressBar(TQDMProgressBar):
 
     def _set_length(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The stream of prompts has no end: the run's own limit is the length of the bar."""
-        updates = getattr(getattr(pl_module, "objective_settings", None), "updates", 1)
+        updates = pl_module.updates_per_step
         if trainer.max_steps > 0:
             self.train_progress_bar.total = trainer.max_steps // updates
             self.train_progress_bar.initial = trainer.global_step // updates

@@ -22,12 +22,12 @@ from flow_rl.curation.scores import CuratedScores
 from flow_rl.curation.selection import Selection, composite_ranges, group_ranges, select_prompts
 from flow_rl.rewards.composite import weighted_mean
 from flow_rl.rl.iteration import Iteration
-from flow_rl.rl.reward_weights import GroupGate, WeightSource
+from flow_rl.rl.reward_weights import GroupFilter, WeightSource
 from flow_rl.rl.weight_table import TableWeights
 from lightning_modules.curation import provenance_of, sample_in_place, task_rewards
 
 
-class RangeGate(GroupGate):
+class ScoreRangeFilter(GroupFilter):
     """Learns from the groups whose raw composite range exceeds a threshold.
 
     Args:
@@ -39,7 +39,7 @@ class RangeGate(GroupGate):
 
     @override
     def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-        """See `GroupGate.keep`; a group with fewer than two scored images is left out."""
+        """See `GroupFilter.keep`; a group with fewer than two scored images is left out."""
         composite = weighted_mean(iteration_scores.double(), weights.double())
         distinct, ranges = group_ranges(composite, groups)
         return (ranges > self.threshold)[torch.searchsorted(distinct, groups)]
@@ -81,7 +81,7 @@ class RewardRangeFilter(Callback):
             )
         self.threshold, self.scores, self.online = threshold, scores, online
         self.allow_stale, self.sample_missing, self.batch_size = allow_stale, sample_missing, batch_size
-        self.gate = RangeGate(threshold)
+        self.group_filter = ScoreRangeFilter(threshold)
         #: what was kept of each task
         self.selections: dict[str, Selection] = {}
         self._restored: dict[str, Any] = {}
@@ -89,12 +89,12 @@ class RewardRangeFilter(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self.online:
-            pl_module.gates.append(self.gate)
+            pl_module.group_filters.append(self.group_filter)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self.gate in pl_module.gates:
-            pl_module.gates.remove(self.gate)
+        if stage == "fit" and self.group_filter in pl_module.group_filters:
+            pl_module.group_filters.remove(self.group_filter)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,9 +121,11 @@ class RewardRangeFilter(Callback):
         return select_prompts(curated.ids.tolist(), curated.categories, ranges, self.threshold)
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         if self.online:
-            pl_module.log_dict(skipped_shares(pl_module.last_iteration, self.threshold), batch_size=1)
+            pl_module.log_dict(skipped_shares(outputs["iteration"], self.threshold), batch_size=1)
 
     # ----------------------------------------------------------------- state
 
@@ -209,7 +211,7 @@ class RewardRangeFilter(Callback):
 
 def skipped_shares(iteration: Iteration, threshold: float) -> dict[str, float]:
     """Share of the samples whose group was too flat, over all and by category."""
-    kept = RangeGate(threshold).keep(iteration.scores, iteration.weights, iteration.groups)
+    kept = ScoreRangeFilter(threshold).keep(iteration.scores, iteration.weights, iteration.groups)
     names = labels(iteration.categories, iteration.tasks)
     values = {"filter/skipped": 1 - kept.float().mean().item()}
     for name in sorted(set(names)):

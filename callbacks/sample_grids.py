@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
-from flow_rl.batches import Prompts, labels
+from flow_rl.batches import labels
 from flow_rl.evaluation.grids import image_grid
+from lightning_modules.image_module import Drawn
 
 
 class SampleGrids(Callback):
@@ -36,10 +38,11 @@ class SampleGrids(Callback):
         self._images, self._texts = {}, {}
 
     @override
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        # A module that draws a batch in several ways says so by label; the others draw it once.
-        for label, drawn in getattr(pl_module, "drawn_at", {"": pl_module.drawn}).items():
-            prompts: Prompts = drawn.prompts
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Drawn], *args: Any, **kwargs: Any
+    ) -> None:
+        for label, drawn in outputs.items():
+            prompts = drawn.prompts
             names = labels(prompts.categories, [prompts.task] * len(prompts))
             for image, text, name in zip(drawn.images, prompts.texts, names, strict=True):
                 kept = self._images.setdefault(f"{label}{name}", [])

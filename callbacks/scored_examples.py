@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from flow_rl.evaluation.agreement import Reliability, reliability
 from flow_rl.evaluation.grids import image_grid
+from lightning_modules.reward_finetune import ScoredBatch
 
 if TYPE_CHECKING:  # every run imports the callbacks, and few draw a figure
     from matplotlib.figure import Figure
@@ -39,9 +40,11 @@ class ScoredExamples(Callback):
         self._rows = {}
 
     @override
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        answers = pl_module.scored.answers
-        for i, example in enumerate(pl_module.scored.examples):
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: ScoredBatch, *args: Any, **kwargs: Any
+    ) -> None:
+        answers = outputs.answers
+        for i, example in enumerate(outputs.examples):
             kept = self._rows.setdefault(example.annotation.dimension, [])
             if len(kept) < self.per_dimension:
                 cells = (

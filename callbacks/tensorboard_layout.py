@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
@@ -11,7 +9,8 @@ from typing_extensions import override
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.phase_timer import PhaseTimer
 from callbacks.update_probe import UpdateProbe
-from flow_rl.rl.objectives import NFT, Objective
+from lightning_modules import DistillationStudent, GRPOPolicy
+from lightning_modules.base import TrainedModule
 
 Section = dict[str, list[str | list[str]]]
 
@@ -32,8 +31,6 @@ _TIME: Section = {
     "images a second": _lines("^time/images_per_s$"),
     "TFLOP/s by phase": _lines("^time/.*tflops$"),
 }
-_RATIO: Section = {"ratio and clipping": _lines("^update/.*ratio.*", "^update/.*clip.*")}
-_NFT: Section = {"error of the implicit policies": _lines("^update/(positive|negative)_loss$")}
 _REFERENCE: Section = {"distance to the weights before training": _lines("^update/kl$")}
 _PROBE: Section = {
     "reward at the update and a step along it": _lines("^probe/before$", "^probe/after$"),
@@ -61,17 +58,16 @@ def layout_of(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
     def has(kind: type[Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in trainer.callbacks)
 
-    objective: Objective | None = getattr(module, "objective", None)
     layout = {}
-    if objective is not None:
+    if isinstance(module, GRPOPolicy):
         layout["GRPO"] = (
             _GRPO
-            | (_NFT if isinstance(objective, NFT) else _RATIO)
-            | (_REFERENCE if objective.uses_reference else {})
+            | {title: _lines(*tags) for title, tags in module.objective.charts.items()}
+            | (_REFERENCE if module.objective.uses_reference else {})
             | (_PROBE if has(UpdateProbe) else {})
             | (_TIME if has(PhaseTimer) else {})
         )
-    if hasattr(module, "distillation_settings"):
+    if isinstance(module, DistillationStudent):
         layout["distillation"] = _DISTILLATION
     if has(HackingMonitor):
         layout["monitor"] = _MONITOR
@@ -91,17 +87,5 @@ class TensorBoardLayout(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         metrics = {f"hp/{k}": float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        trainer.logger.log_hyperparams(_flat(pl_module), metrics=metrics or None)
-
-
-def _flat(module: Any) -> dict[str, Any]:
-    """The module's settings as one level of plain values."""
-    values: dict[str, Any] = {}
-    for name in ("rollout_settings", "objective_settings", "distillation_settings", "lora"):
-        record = getattr(module, name, None)
-        if record is not None:
-            values |= {f"{name.removesuffix('_settings')}/{k}": str(v) for k, v in vars(record).items()}
-    for name in ("model_path", "image_size", "gradient_clip", "seed"):
-        if hasattr(module, name):
-            values[name] = getattr(module, name)
-    return values
+        hyperparameters = pl_module.hyperparameters() if isinstance(pl_module, TrainedModule) else {}
+        trainer.logger.log_hyperparams(hyperparameters, metrics=metrics or None)

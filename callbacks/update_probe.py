@@ -82,7 +82,7 @@ class UpdateProbe(Callback):
             f"{len(probe.before)} held-out prompts goes from {float(probe.before.nanmean()):.3f} to "
             f"{float(probe.after.nanmean()):.3f} (standard error {probe.error:.3f}), probe {self.downhill} in "
             "a row. With guidance on a coarse last step a policy gradient can turn round: limit guidance to high noise "
-            "(model.rollout.guidance.low), take more steps, or use model.objective.kind nft."
+            "(model.rollout.guidance.low), take more steps, or use the NFT objective."
         )
         if trainer.is_global_zero:
             _log.warning(message)

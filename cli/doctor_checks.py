@@ -164,7 +164,7 @@ def _manual_optimization(setup: Setup) -> Iterator[str]:
 
 
 def _whole_iterations(setup: Setup) -> Iterator[str]:
-    updates = getattr(getattr(setup.model, "objective_settings", None), "updates", 1)
+    updates = setup.model.updates_per_step
     steps = setup.trainer.get("max_steps") or -1
     if steps > 0 and steps % updates:
         yield (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,26 +14,7 @@ from typing_extensions import override
 
 from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks
 from flow_rl.errors import RunStopped
-from flow_rl.models import ImageModel
-from flow_rl.models.adapters import LoraSettings, add_lora
-
-
-class ComputingModule(LightningModule):
-    """Knows the device on which its model computes."""
-
-    @property
-    def compute_device(self) -> torch.device:
-        """The device for inputs, latents and images.
-
-        In a run it is the strategy's root device. `device`, or the device of a weight, is the wrong one to ask for:
-        under FSDP2's CPU offload the weights rest on the CPU and compute on the GPU. Outside a run the module is where
-        it was put.
-        """
-        trainer = self._trainer
-        if trainer is not None and trainer.state.status == TrainerStatus.RUNNING:
-            return trainer.strategy.root_device
-        return self.device
-
+from flow_rl.rl.phases import PhaseClock
 
 #: stop a run after so many steps in a row with a loss or gradient that is not finite
 MAX_SKIPPED = 5
@@ -51,18 +31,57 @@ def apply_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None
         group.update(values)
 
 
-class ConfiguredOptimizer(ComputingModule):
-    """Optimizer and learning-rate schedule by config; the schedule is stepped after every step of the optimizer.
+class TrainedModule(LightningModule):
+    """A module that is trained, by automatic or by manual optimization.
 
-    A subclass sets `make_optimizer` and `make_scheduler` (None keeps the rate), and says what is trained.
+    Optimizer and learning-rate schedule come from the config. The schedule is stepped after every step of the
+    optimizer. A step whose loss or gradient is not finite on any rank is left out on all of them, and `max_skipped` of
+    them in a row end the run. A checkpoint holds the trained weights alone.
+
+    A subclass sets what is declared here. Under automatic optimization it calls `note_loss` in its training step; under
+    manual optimization it calls `finish_update`.
     """
 
     make_optimizer: OptimizerCallable
+    #: None keeps the rate
     make_scheduler: LRSchedulerCallable | None
+    #: largest gradient norm
+    gradient_clip: float
+    #: steps in a row that were left out before the run stops
+    max_skipped = MAX_SKIPPED
+    #: optimizer steps of one training step
+    updates_per_step = 1
+    #: what to look at where steps are not finite
+    suspects = "the data"
+    #: where time goes, for modules that count it
+    clock: PhaseClock | None = None
+    #: steps in a row that were left out
+    skipped = 0
+    #: the losses since the last optimizer step are finite on this rank
+    _finite = True
+
+    @property
+    def compute_device(self) -> torch.device:
+        """The device for inputs, latents and images.
+
+        In a run it is the strategy's root device. `device`, or the device of a weight, is the wrong one to ask for:
+        under FSDP2's CPU offload the weights rest on the CPU and compute on the GPU. Outside a run the module is where
+        it was put.
+        """
+        trainer = self._trainer
+        if trainer is not None and trainer.state.status == TrainerStatus.RUNNING:
+            return trainer.strategy.root_device
+        return self.device
 
     def trained(self) -> list[nn.Parameter]:
         """The weights that the optimizer holds."""
         return [p for p in self.parameters() if p.requires_grad]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Settings to compare runs by, as one level of plain values."""
+        return {}
+
+    # ----------------------------------------------------------------- optimizer
 
     @override
     def setup(self, stage: str) -> None:
@@ -81,22 +100,10 @@ class ConfiguredOptimizer(ComputingModule):
 
     @override
     def on_train_start(self) -> None:
-        if self.make_scheduler is None:  # a schedule goes on with what it has in its own state
+        if self.make_scheduler is None:  # a schedule resumes from its own state
             apply_settings(self.optimizers().optimizer, self._settings)
 
-
-class ScheduledOptimizer(ConfiguredOptimizer):
-    """Trains every parameter that wants a gradient, by automatic optimization.
-
-    A step whose loss or gradient is not finite on any rank is left out on all of them; `MAX_SKIPPED` in a row end the
-    run. A subclass sets `gradient_clip`, the largest norm, and calls `note_loss` in its training step.
-    """
-
-    gradient_clip: float
-    #: steps in a row that were left out
-    skipped = 0
-    #: the losses since the last optimizer step are finite on this rank
-    _finite = True
+    # ----------------------------------------------------------------- steps
 
     def note_loss(self, loss: Tensor) -> None:
         """Remember whether this rank's loss is finite until the ranks vote, before the optimizer steps."""
@@ -110,6 +117,7 @@ class ScheduledOptimizer(ConfiguredOptimizer):
 
     @override
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning before an automatic step. A step that is left out finds no gradient."""
         norm = finish_gradients(self.trained(), self.gradient_clip)
         finite, self._finite = self._finite, True
         if finite_everywhere(norm, torch.tensor(0.0 if finite else float("nan"))):
@@ -118,18 +126,58 @@ class ScheduledOptimizer(ConfiguredOptimizer):
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
             self.skipped += 1
         self.log("skipped_in_a_row", float(self.skipped))
-        if self.skipped >= MAX_SKIPPED:
-            raise RuntimeError(
-                f"Stopped at step {self.global_step}: {self.skipped} steps in a row had a loss or gradient that is not "
-                "finite. Lower the learning rate, or compute in float32."
+        self._stop_if_lost(f"step {self.global_step}")
+
+    def finish_update(self, loss: Tensor, *, iteration: int) -> Tensor:
+        """Step by the gradients that have accumulated, under manual optimization.
+
+        Where a loss or gradient of any rank is not finite, all of them skip the step, and count it.
+
+        Args:
+            loss: of the update.
+            iteration: for the message.
+
+        Returns:
+            The gradient's norm before clipping.
+
+        Raises:
+            RunStopped: too many updates in a row were skipped.
+        """
+        optimizer, norm = self.optimizers(), finish_gradients(self.trained(), self.gradient_clip)
+        if finite_everywhere(norm, loss):
+            optimizer.step()
+            if self.make_scheduler is not None:
+                self.lr_schedulers().step()
+            self.skipped = 0
+            return norm
+        optimizer.zero_grad()
+        # It counts as a step nevertheless: whoever counts them, such as ModelCheckpoint, finds whole iterations.
+        optimizer._on_before_step()
+        optimizer._on_after_step()
+        self.skipped += 1
+        self._stop_if_lost(f"iteration {iteration}")
+        return norm
+
+    def _stop_if_lost(self, when: str) -> None:
+        if self.skipped >= self.max_skipped:
+            raise RunStopped(
+                f"Stopped at {when}: {self.skipped} updates in a row had a loss or gradient that is not finite. Lower "
+                f"the learning rate, or look at {self.suspects} of the last iterations."
             )
+
+    # ----------------------------------------------------------------- state
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the trained weights alone in the checkpoint: frozen ones come back from `model_path`."""
+        kept = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["skipped"] = self.skipped
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.strict_loading = False
+        self.configure_model()
         self.skipped = checkpoint["skipped"]
 
 
@@ -188,89 +236,3 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"model.{name} is {value}; it must be above 0.")
-
-
-def keep_trained(checkpoint: dict[str, Any], module: LightningModule) -> None:
-    """Leave the trained weights alone in a checkpoint: frozen ones come back from `model_path`."""
-    kept = {name for name, p in module.named_parameters() if p.requires_grad}
-    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-
-
-def expect_trained(module: LightningModule) -> None:
-    """Make ready for a checkpoint that `keep_trained` left."""
-    module.strict_loading = False
-    module.configure_model()
-
-
-class TransformerTraining(ConfiguredOptimizer):
-    """Trains a generator's transformer, all of it or an adapter, by manual optimization.
-
-    A subclass sets everything below.
-    """
-
-    model: ImageModel | None
-    lora: LoraSettings | None
-    gradient_clip: float
-    seed: int
-    iteration: int
-    #: updates in a row that were not finite
-    skipped: int
-    #: what to look at where updates are not finite
-    suspects: str
-
-    def choose_trained(self, model: ImageModel) -> None:
-        """Say which of the transformer's weights are trained, and add the adapter if that is what is."""
-        if self.lora is None:
-            model.transformer.requires_grad_(True)
-            return
-        with torch.random.fork_rng(devices=[]):
-            # The same adapter on every rank and after every restart. Only the CPU's generator matters (`add_lora`).
-            torch.default_generator.manual_seed(self.seed)
-            add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
-
-    @override
-    def trained(self) -> list[nn.Parameter]:
-        return [p for p in self.model.transformer.parameters() if p.requires_grad]
-
-    def finish_update(self, loss: Tensor, *, max_skipped: int) -> Tensor:
-        """Step by the gradients that have accumulated.
-
-        Where a loss or gradient of any rank is not finite, all of them skip the step, and count it.
-
-        Args:
-            loss: of the update.
-            max_skipped: stop the run after so many skipped updates in a row.
-
-        Returns:
-            The gradient's norm before clipping.
-        """
-        optimizer, norm = self.optimizers(), finish_gradients(self.trained(), self.gradient_clip)
-        if finite_everywhere(norm, loss):
-            optimizer.step()
-            if self.make_scheduler is not None:
-                self.lr_schedulers().step()
-            self.skipped = 0
-            return norm
-        optimizer.zero_grad()
-        # It counts as a step nevertheless: whoever counts them, such as ModelCheckpoint, finds whole iterations.
-        optimizer._on_before_step()
-        optimizer._on_after_step()
-        self.skipped += 1
-        if self.skipped >= max_skipped:
-            raise RunStopped(
-                f"Stopped at iteration {self.iteration}: {self.skipped} updates in a row had a loss or gradient that "
-                f"is not finite. Lower the learning rate, or look at {self.suspects} of the last iterations."
-            )
-        return norm
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep_trained(checkpoint, self)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expect_trained(self)
-
-    def export(self, path: str | Path) -> None:
-        """Write the trained generator in the diffusers layout; a student is sampled at guidance 1."""
-        self.model.save_pretrained(path)

@@ -10,9 +10,7 @@ Shapes: M (sample, state) pairs of a micro-batch, S latent tokens, C latent chan
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,9 +27,9 @@ from flow_rl.distillation.settings import (
     DistillationSettings,
     TeacherSettings,
     check_scored,
-    check_tasks,
     check_teachers,
     student_path,
+    warn_of_teachers,
 )
 from flow_rl.distillation.student_states import States, measure_gap, student_states
 from flow_rl.distillation.teachers import TeacherBank
@@ -46,16 +44,15 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
-from flow_rl.models.native import native_sampling
 from flow_rl.rewards import Reward
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
-from lightning_modules.base import TransformerTraining, check_optimizer, check_positive
-from lightning_modules.image_module import Drawn, EvaluationSteps
+from lightning_modules.base import check_optimizer, check_positive
+from lightning_modules.image_module import Drawn, ImageModule
 from strategies import distribute, is_sharded_run
 
 
-class DistillationStudent(TransformerTraining, EvaluationSteps):
+class DistillationStudent(ImageModule):
     """Trains one generator to follow a teacher on each task.
 
     Args:
@@ -138,7 +135,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.clock = PhaseClock()
         self.gap = VelocityGap()
         self.iteration = 0
-        self.skipped = 0
+        self.max_skipped = distillation.max_skipped
         self.lowest_gaps: dict[str, float] = {}
         self.model: ImageModel | None = None
         self.bank: TeacherBank | None = None
@@ -158,16 +155,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
             num_steps=self.distillation_settings.num_steps,
             image_size=(self.image_size, self.image_size),
         )
-        tasks = getattr(self.trainer.datamodule, "task_names", None)
-        if tasks is not None:
-            for idle in check_tasks(self.teachers, tuple(tasks)):
-                warnings.warn(
-                    f"The teacher of '{idle}' is never asked: no training data are of its task.", stacklevel=2
-                )
-        native = native_sampling(self.model_path)
-        guided = native is None or native.guidance != 1
-        if guided and all(teacher.guidance.scale == 1 for teacher in self.teachers.values()):
-            warnings.warn("No teacher is guided: the student learns no guidance with them.", stacklevel=2)
+        warn_of_teachers(self.teachers, self.model_path, getattr(self.trainer.datamodule, "task_names", None))
 
     @override
     def configure_model(self) -> None:
@@ -293,7 +281,7 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self.optimizers().zero_grad()
         with gathered(self.model.transformer):
             metrics = self.accumulate_gradients(states, targets)
-        norm = self.finish_update(torch.tensor(metrics["loss"]), max_skipped=self.distillation_settings.max_skipped)
+        norm = self.finish_update(torch.tensor(metrics["loss"]), iteration=self.iteration)
         return metrics | {"gradient_norm": float(norm)}
 
     def _log_iteration(self, batch: Prompts, metrics: dict[str, float]) -> None:
@@ -313,55 +301,46 @@ class DistillationStudent(TransformerTraining, EvaluationSteps):
         self._gaps: dict[str, VelocityGap] = {}
 
     @override
-    def validation_step(self, batch: Prompts, batch_idx: int) -> None:
-        self.drawn_at: dict[str, Drawn] = {}
+    def validation_step(self, batch: Prompts, batch_idx: int) -> dict[str, Drawn]:
+        drawn: dict[str, Drawn] = {}
         for scale in self.val_guidances:
             label = "" if scale == 1 else f"guidance_{scale:g}/"
-            with self._sampled_at(scale):
-                drawn = self.draw(batch, self.rewards, self.val_members)
-            self.drawn_at[label] = drawn
-            self._collect(replace(drawn, scores={f"{label}{name}": s for name, s in drawn.scores.items()}))
+            sampler = replace(self.sampler, guidance=Guidance(scale=scale))
+            drawn[label] = self.draw(batch, self.rewards, self.val_members, sampler=sampler)
+            scores = {f"{label}{name}": values for name, values in drawn[label].scores.items()}
+            self._collect(replace(drawn[label], scores=scores))
         if batch.task in self.teachers:
             gap = self._gaps.setdefault(batch.task, VelocityGap().to(self.compute_device))
             measure_gap(self.model, self.sampler, self.bank, batch, gap, self.compute_device)
-
-    @contextmanager
-    def _sampled_at(self, scale: float) -> Iterator[None]:
-        own = self.sampler
-        self.sampler = replace(own, guidance=Guidance(scale=scale))
-        try:
-            yield
-        finally:
-            self.sampler = own
+        return drawn
 
     @override
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        values = {}
         for task, gap in self._gaps.items():
             found = gap.compute()
-            values |= {f"val/{task}/{name}": value for name, value in found.items()}
-            # What one task loses while the others train: 0 as long as its gap shrinks.
             lowest = min(found["gap"], self.lowest_gaps.get(task, found["gap"]))
-            values[f"val/{task}/drift"] = found["gap"] - lowest
+            # What one task loses while the others train: 0 as long as its gap shrinks.
+            found["drift"] = found["gap"] - lowest
+            self.log_dict({f"val/{task}/{name}": value for name, value in found.items()})
             if not self.trainer.sanity_checking:
                 self.lowest_gaps[task] = lowest
-        self.log_dict(values)
+
+    @override
+    def hyperparameters(self) -> dict[str, Any]:
+        settings = vars(self.distillation_settings)
+        return super().hyperparameters() | {f"distillation/{name}": str(value) for name, value in settings.items()}
 
     # ----------------------------------------------------------------- state
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["distillation"] = {
-            "iteration": self.iteration,
-            "skipped": self.skipped,
-            "lowest_gaps": dict(self.lowest_gaps),
-        }
+        checkpoint["distillation"] = {"iteration": self.iteration, "lowest_gaps": dict(self.lowest_gaps)}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["distillation"]
-        self.iteration, self.skipped = state["iteration"], state["skipped"]
+        self.iteration = state["iteration"]
         self.lowest_gaps = dict(state["lowest_gaps"])

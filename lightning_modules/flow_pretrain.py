@@ -6,7 +6,6 @@ Shapes: N samples, S latent tokens, C latent channels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -22,11 +21,11 @@ from flow_rl.flow.objectives import velocity_matching_loss
 from flow_rl.flow.schedule import noise_latents
 from flow_rl.models import ImageModel, load_image_model
 from flow_rl.models.loading import peek_grid
-from lightning_modules.base import ScheduledOptimizer, check_optimizer, check_positive, expect_trained, keep_trained
+from lightning_modules.base import TrainedModule, check_optimizer, check_positive
 from strategies import distribute, is_sharded_run
 
 
-class FlowPretrain(ScheduledOptimizer):
+class FlowPretrain(TrainedModule):
     """Regresses the velocity v = eps - x_0 at a random noise level; captions are dropped at random for guidance.
 
     Args:
@@ -144,16 +143,6 @@ class FlowPretrain(ScheduledOptimizer):
         """Numbers in [0, 1) for the samples, drawn for the batch of all ranks."""
         generator = keyed_generator(seed=self.seed, step=step, sample_id=0, member=0, stream=stream)
         return torch.rand(batch.total, generator=generator)[list(batch.positions)]
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        keep_trained(checkpoint, self)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        expect_trained(self)
 
     def export(self, path: str | Path) -> None:
         """Write the generator in the diffusers layout."""

@@ -3,19 +3,20 @@
 One step: G images a prompt are rolled out under guidance -> rewards -> advantages in the group -> one or several
 updates whose objective sees the conditional branch alone (hybrid guidance, arXiv 2606.27608, section 3).
 
-A step is made in pieces, groups that are rolled out together. A piece's images go to the rewards as soon as they are
-decoded, and the next piece rolls out meanwhile; then, piece by piece, its scores are waited for and its gradients
-accumulate while the later ones are still being scored. Weights change once all of them are in: nothing is stale.
+A step is made in chunks, groups that are rolled out together. A chunk's images go to the rewards as soon as they are
+decoded, and the next chunk rolls out meanwhile. Then the first update takes chunk by chunk, waits for its scores and
+accumulates its gradients while the later ones are still being scored. Weights change once all of them are in: nothing
+is stale.
 
 Shapes: P prompts, G images a prompt, N = P G samples, K rewards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
@@ -23,39 +24,38 @@ from typing_extensions import override
 from flow_rl.batches import Prompts, TaskBatches
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
-from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models import ImageModel, load_image_model
 from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FrozenDtype, WeightDtypes
 from flow_rl.rewards import Reward
-from flow_rl.rl.advantage_estimator import Advantages, AdvantageSettings, Outcome, Scored
-from flow_rl.rl.iteration import Iteration, Piece
-from flow_rl.rl.objectives import OBJECTIVES, Rollout
+from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome
+from flow_rl.rl.iteration import Iteration
+from flow_rl.rl.objectives import Metrics, Objective, Rollout
 from flow_rl.rl.phases import PhaseClock
-from flow_rl.rl.reward_metrics import reward_metrics, update_means
-from flow_rl.rl.reward_weights import FixedWeights, GroupGate, WeightSource, weights_by_task
-from flow_rl.rl.sampling import Sampler, group_rollout
-from flow_rl.rl.score_queue import PendingScores
-from flow_rl.rl.scoring import samples_of
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.reward_metrics import combined, reward_metrics, update_means
+from flow_rl.rl.reward_weights import FixedWeights, GroupFilter, WeightSource, weights_by_task
+from flow_rl.rl.rollouts import roll_out
+from flow_rl.rl.sampling import Sampler
+from flow_rl.rl.score_queue import ScoreQueue
+from flow_rl.rl.settings import AdvantageSettings, RolloutSettings
 from flow_rl.rl.settings_checks import check_settings
-from flow_rl.rl.shadow_weights import ShadowWeights, reference_weights
+from flow_rl.rl.shadow_weights import AdapterOff, ShadowWeights, reference_weights
 from flow_rl.rl.silent_rewards import SilentRewards
-from lightning_modules.base import check_optimizer, check_positive
-from lightning_modules.image_module import EvaluationSteps
-from lightning_modules.updates import PolicyUpdates
+from lightning_modules.base import MAX_SKIPPED, check_optimizer, check_positive
+from lightning_modules.image_module import ImageModule
 from strategies import distribute, is_sharded_run
 
 
-class GRPOPolicy(PolicyUpdates, EvaluationSteps):
+class GRPOPolicy(ImageModule):
     """Trains a generator's transformer to raise its rewards.
 
     Args:
         model_path: the base, a directory in the diffusers layout.
         image_size: height and width in pixels.
         rewards: scorers by name, each on the scale 1..5.
+        objective: what an update minimises.
         optimizer: of the trainable weights.
         lr_scheduler: stepped after every optimizer step; None keeps the rate.
         reward_weights: by reward name, non-negative, summing to 1; or such weights for each task (`t2i`, `edit`), where
@@ -63,15 +63,19 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         judges: scorers used by `test` alone, by name. Never part of training.
         monitors: scorers that are watched in training, by name, and never part of the loss.
         rollout: how images are made.
-        objective: what an update minimises.
         advantages: how several rewards become one advantage.
         lora: train an adapter of this kind; None trains all the transformer's weights.
         frozen_dtype: of weights that are not trained: the text encoder and, under an adapter, the transformer.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         compile_blocks: compile the transformer's blocks (`torch.compile`). The first iteration takes minutes longer.
         gradient_clip: largest gradient norm.
+        max_skipped: stop the run after so many updates in a row with a loss or gradient that is not finite.
         test_members: images a prompt in `test` and `predict`.
         seed: of noise, windows and noise levels.
+
+    Attributes:
+        weight_source: says how much each reward weighs. A callback may replace it in `setup`.
+        group_filters: say which groups are learnt from. A callback may add one in `setup`.
     """
 
     suspects = "the rewards"
@@ -81,19 +85,20 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         model_path: str,
         image_size: int,
         rewards: dict[str, Reward],
+        objective: Objective,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         reward_weights: dict[str, float | dict[str, float]] | None = None,
         judges: dict[str, Reward] | None = None,
         monitors: dict[str, Reward] | None = None,
         rollout: RolloutSettings = RolloutSettings(),  # noqa: B008  (frozen)
-        objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008
         advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008
         lora: LoraSettings | None = None,
         frozen_dtype: FrozenDtype = "float32",
         gradient_checkpointing: bool = False,
         compile_blocks: bool = False,
         gradient_clip: float = 1.0,
+        max_skipped: int = MAX_SKIPPED,
         test_members: int = 1,
         seed: int = 0,
     ) -> None:
@@ -101,35 +106,37 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.automatic_optimization = False
         # Everything that can be refused is refused here, before a model loads.
         sigmas = peek_sigmas(model_path, max(rollout.num_steps, 1), image_size=(image_size, image_size))
-        check_settings(rollout, objective, sigmas.tolist(), lora)
+        check_settings(rollout, objective, sigmas.tolist(), lora, advantages)
         check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip, test_members=test_members)
+        check_positive(gradient_clip=gradient_clip, max_skipped=max_skipped, test_members=test_members)
         self.model_path = model_path
         self.image_size = image_size
         self.rewards = rewards
         self.reward_weights = weights_by_task(list(rewards), reward_weights)
         self.weight_source: WeightSource = FixedWeights(self.reward_weights)
-        self.gates: list[GroupGate] = []
+        self.group_filters: list[GroupFilter] = []
         self.judges = judges or {}
         self.monitors = monitors or {}
         self.rollout_settings = rollout
-        self.objective_settings = objective
+        self.objective = objective
+        self.updates_per_step = objective.updates
         self.advantage_settings = advantages
         self.lora = lora
         self.frozen_dtype: FrozenDtype = frozen_dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_blocks = compile_blocks
         self.gradient_clip = gradient_clip
+        self.max_skipped = max_skipped
         self.test_members = test_members
         self.seed = seed
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler
         self.clock = PhaseClock()
         self.iteration = 0
-        self.skipped = 0
-        self.last_iteration: Iteration | None = None
-        self._silent = SilentRewards(objective.max_skipped)
+        self._silent = SilentRewards(max_skipped)
         self.model: ImageModel | None = None
+        self.old: ShadowWeights | None = None
+        self.reference: ShadowWeights | AdapterOff | None = None
 
     # ----------------------------------------------------------------- set-up
 
@@ -155,75 +162,56 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
             seed=self.seed,
             batch_size=self.rollout_settings.batch_size,
         )
-        self.objective = OBJECTIVES[self.objective_settings.kind](self.rollout_settings, self.objective_settings)
-        self.old = ShadowWeights(model.transformer) if self.objective.uses_old_policy else None
-        self.reference = None
+        if self.objective.uses_old_policy:
+            self.old = ShadowWeights(model.transformer)
         if self.objective.uses_reference:
             self.reference = reference_weights(model.transformer, adapter=self.lora is not None)
 
     # ----------------------------------------------------------------- one iteration
 
     @override
-    def training_step(self, batch: Prompts | TaskBatches, batch_idx: int) -> None:
+    def training_step(self, batch: Prompts | TaskBatches, batch_idx: int) -> dict[str, Iteration]:
+        """One iteration; callbacks receive it as `outputs["iteration"]` of `on_train_batch_end`."""
         self.model.transformer.train()
-        self.last_iteration = None  # its images and latents make room for the next ones
         parts = batch.parts if isinstance(batch, TaskBatches) else (batch,)
-        with PendingScores(self.rewards, self.clock) as pending:
-            pieces = [self._begin(number, prompts, pending) for number, prompts in self._cut(parts)]
-            outcomes, updates = self._update(pieces)
-        self.last_iteration = Iteration.of(self.iteration, parts, pieces, outcomes, list(self.rewards))
-        self._log_iteration(self.last_iteration, updates)
+        with ScoreQueue(self.rewards, self.asks, self.clock) as queue:
+            for prompts in self._chunks(parts):
+                queue.put(self.roll_out(prompts))
+            with self.clock.phase("update"):
+                prepared = self._prepare_updates(queue.rollouts)
+                scored, metrics = self._update(self._estimator().estimate(queue), prepared[0], len(queue))
+                updates = [metrics] + [self._update(scored, again, len(queue))[1] for again in prepared[1:]]
+                if self.old is not None:
+                    self.old.blend(self.objective.old_decay_at(self.iteration))
+        iteration = Iteration.of(self.iteration, parts, scored, list(self.rewards))
+        self._log_iteration(iteration, updates)
         self.iteration += 1
+        return {"iteration": iteration}
 
-    def _cut(self, parts: Sequence[Prompts]) -> Iterator[tuple[int, Prompts]]:
-        """Prompts of each piece, with the number of the part they belong to."""
+    def _chunks(self, parts: Sequence[Prompts]) -> Iterator[Prompts]:
+        """Prompts that are rolled out together; all of one task."""
         size = max(1, self.rollout_settings.batch_size // self.rollout_settings.group_size)
-        for number, part in enumerate(parts):
-            for prompts in part.parts(size):
-                yield number, prompts
+        for part in parts:
+            yield from part.parts(size)
 
-    def _begin(self, part: int, prompts: Prompts, pending: PendingScores) -> Piece:
-        """Make a piece's images and submit them. Only what the updates need of them stays on the device."""
-        rollout, images = self.roll_out(prompts)
-        scored = self._submit(prompts, images, pending)
-        return Piece(part=part, rollout=rollout, images=images.cpu(), scored=scored)
+    def roll_out(self, prompts: Prompts) -> Rollout:
+        """The images of every group, and what the updates need of how they came about."""
+        with self.clock.phase("rollout"):
+            rollout = roll_out(
+                self.model,
+                self.sampler,
+                prompts,
+                self.rollout_settings,
+                iteration=self.iteration,
+                stochastic=self.objective.uses_window,
+                weights=self.old_weights,
+            )
+        self.clock.images += len(rollout)
+        return rollout
 
-    def roll_out(self, prompts: Prompts) -> tuple[Rollout, Tensor]:
-        """Images (N, 3, H, W) of every group, and what the updates need of how they came about."""
-        settings, group = self.rollout_settings, self.rollout_settings.group_size
-        steps: tuple[int, ...] = ()
-        if self.objective.uses_window:
-            steps = steps_of_iteration(settings.window, settings.num_steps, iteration=self.iteration, seed=self.seed)
-        with self.clock.phase("rollout"), torch.no_grad():
-            branches = self.sampler.encode(self.model, prompts.texts, prompts.sources)
-            # Gathered once for all steps, and after the swap, as it takes the weights that are there.
-            with self.old_weights(), gathered(self.model.transformer):
-                trajectory = group_rollout(
-                    self.model,
-                    self.sampler,
-                    prompts,
-                    branches,
-                    group_size=group,
-                    step=self.iteration,
-                    transition=settings.transition,
-                    noise_level=settings.noise_level,
-                    stochastic_steps=steps,
-                    shared_noise=settings.shared_noise,
-                )
-            images = self.model.decode(trajectory.latents)
-        self.clock.images += images.shape[0]
-        seen = branches.repeat_interleave(group)
-        rollout = Rollout(
-            prompts=prompts,
-            trajectory=trajectory,
-            sigmas=self.sampler.sigmas,
-            conditioning=seen.conditional,
-            unconditional=seen.unconditional if settings.cfg == "both" else None,
-            members=tuple(range(group)) * len(prompts),
-            iteration=self.iteration,
-            seed=self.seed,
-        )
-        return rollout, images
+    def old_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with the old policy's weights, if there is one."""
+        return nullcontext() if self.old is None else self.old.applied()
 
     # ----------------------------------------------------------------- scores
 
@@ -231,61 +219,89 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     def asks(self, name: str, task: str) -> bool:
         return name not in self.rewards or name in self.reward_weights.get(task, ())
 
-    def _submit(self, prompts: Prompts, images: Tensor, pending: PendingScores) -> Scored:
-        """Send the images of every group to the rewards of their task."""
-        repeated = prompts.repeat_interleave(self.rollout_settings.group_size)
-        asked = [name for name in self.rewards if self.asks(name, prompts.task)]
-        scores = pending.submit(samples_of(repeated, images), asked)
-        return Scored(prompts=prompts.to(torch.device("cpu")), members=self.rollout_settings.group_size, scores=scores)
-
-    def _outcomes(self, scored: Sequence[Scored]) -> Iterator[Outcome]:
-        """Scores and advantages, each piece's as soon as it can be had."""
-        advantages = Advantages(
+    def _estimator(self) -> AdvantageEstimator:
+        return AdvantageEstimator(
             self.advantage_settings,
-            self.objective_settings,
+            clip=self.objective.advantage_clip,
             reward_names=list(self.rewards),
             weight_source=self.weight_source,
-            gates=self.gates,
+            filters=self.group_filters,
         )
-        return advantages.in_turn(scored)
 
-    def score(self, prompts: Prompts, images: Tensor) -> Outcome:
-        """Score the images (N, 3, H, W) of one batch of groups at once."""
-        with PendingScores(self.rewards, self.clock) as pending:
-            return next(self._outcomes([self._submit(prompts, images, pending)]))
+    def score(self, rollout: Rollout) -> Outcome:
+        """Score one rollout at once."""
+        with ScoreQueue(self.rewards, self.asks, self.clock) as queue:
+            queue.put(rollout)
+            [(_, outcome)] = self._estimator().estimate(queue)
+        return outcome
 
     # ----------------------------------------------------------------- updates
 
-    def _update(self, pieces: Sequence[Piece]) -> tuple[list[Outcome], list[dict[str, Tensor]]]:
-        """All optimizer steps of one iteration: outcomes of the pieces, and metrics of each step.
+    def prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
+        """What the old policy and the reference give for an update, from 0; see `Objective.prepare`."""
+        with self.old_weights(), gathered(self.model.transformer):
+            prepared = self.objective.prepare(self.model, rollout, update)
+        if self.reference is not None:
+            with self.reference.applied(), gathered(self.model.transformer):
+                prepared |= self.objective.prepare_reference(self.model, rollout, prepared)
+        return prepared
 
-        The first update's gradients accumulate while the scores of later pieces are still under way.
+    def _prepare_updates(self, rollouts: Sequence[Rollout]) -> list[list[dict[str, Tensor]]]:
+        """What every update of every rollout needs of the weights before the first update."""
+        updates, own = self.objective.updates, self.objective.prepares_each_update
+        prepared = [[self.prepare(r, update) for r in rollouts] for update in range(updates if own else 1)]
+        return prepared if own else prepared * updates
+
+    def _update(
+        self, scored: Iterable[tuple[Rollout, Outcome]], prepared: Sequence[dict[str, Tensor]], samples: int
+    ) -> tuple[list[tuple[Rollout, Outcome]], Metrics]:
+        """One optimizer step over all rollouts, left out where it would not be finite.
+
+        Rollouts are taken one after another, each when its turn comes: its scores may still be under way.
+
+        Args:
+            scored: rollouts with their advantages.
+            prepared: see `Objective.prepare`, of each rollout.
+            samples: in all rollouts.
+
+        Returns:
+            The rollouts with their advantages, and metrics of the update.
         """
-        rollouts = [piece.rollout for piece in pieces]
-        outcomes: list[Outcome] = []
-        metrics = []
+        self.optimizers().zero_grad()
+        taken, found = [], []
+        steps = self.objective.pairs_per_sample(self.rollout_settings)
+        with gathered(self.model.transformer):
+            for (rollout, outcome), ready in zip(scored, prepared, strict=True):
+                metrics = self.accumulate_gradients(rollout, outcome.advantages, ready, pairs=samples * steps)
+                taken.append((rollout, outcome))
+                found.append((len(rollout) * steps, metrics))
+        metrics = combined(found)
+        metrics["gradient_norm"] = self.finish_update(metrics["loss"], iteration=self.iteration)
+        return taken, metrics
 
-        def arriving() -> Iterator[Tensor]:
-            for outcome in self._outcomes([piece.scored for piece in pieces]):
-                outcomes.append(outcome)
-                yield outcome.advantages
+    def accumulate_gradients(
+        self, rollout: Rollout, advantages: Tensor, prepared: Mapping[str, Tensor], *, pairs: int | None = None
+    ) -> Metrics:
+        """Backward micro-batch by micro-batch.
 
-        with self.clock.phase("update"):
-            updates = range(self.objective_settings.updates)
-            own = updates if self.objective.prepares_each_update else updates[:1]
-            prepared = [[self.prepare(rollout, update) for rollout in rollouts] for update in own]
-            for update in updates:
-                advantages = [outcome.advantages for outcome in outcomes] if update else arriving()
-                # What is prepared once, before the first update, serves them all.
-                metrics.append(self.update_once(rollouts, advantages, prepared[min(update, len(own) - 1)]))
-            if self.old is not None:
-                growth = self.objective_settings.old_decay_growth * (self.iteration + 1)
-                self.old.blend(min(growth, self.objective_settings.old_decay))
-        return outcomes, metrics
+        Args:
+            rollout: N samples.
+            advantages: one a sample, shape (N,).
+            prepared: see `Objective.prepare`.
+            pairs: (sample, step) pairs of the whole update, of which this rollout is a part; None: it is all of it.
+
+        Returns:
+            metrics of the rollout; its loss is its share of the update's.
+        """
+        collected: list[tuple[int, Metrics]] = []
+        for count, loss, metrics in self.objective.losses(self.model, rollout, advantages, prepared, pairs=pairs):
+            self.manual_backward(loss)
+            collected.append((count, {"loss": loss.detach()} | metrics))
+        return combined(collected)
 
     # ----------------------------------------------------------------- logging and state
 
-    def _log_iteration(self, iteration: Iteration, updates: list[dict[str, Tensor]]) -> None:
+    def _log_iteration(self, iteration: Iteration, updates: list[Metrics]) -> None:
         size = sum(len(prompts) for prompts in iteration.prompts)
         iteration = iteration.over_ranks()
         self._silent.check(iteration)
@@ -298,9 +314,16 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.log("reward", values["reward/mean"], prog_bar=True, logger=False, batch_size=size)
 
     @override
+    def hyperparameters(self) -> dict[str, Any]:
+        values = super().hyperparameters() | {"objective": type(self.objective).__name__}
+        for group, settings in (("rollout", self.rollout_settings), ("objective", self.objective)):
+            values |= {f"{group}/{name}": str(value) for name, value in vars(settings).items()}
+        return values
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["grpo"] = {"iteration": self.iteration, "skipped": self.skipped}
+        checkpoint["grpo"] = {"iteration": self.iteration}
         for name in ("old", "reference"):
             shadow = getattr(self, name)
             if shadow is not None:
@@ -310,7 +333,7 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["grpo"]
-        self.iteration, self.skipped = state["iteration"], state["skipped"]
+        self.iteration = state["iteration"]
         for name in ("old", "reference"):
             if getattr(self, name) is not None and name in state:
                 getattr(self, name).load_state_dict(state[name])

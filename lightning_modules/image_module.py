@@ -1,4 +1,4 @@
-"""`validate`, `test` and `predict` for every module that draws images.
+"""What every module that trains an image generator shares: the trained transformer, `validate`, `test`, `predict`.
 
 The same prompts always get the same noise, so two checkpoints differ by their weights alone. The ranks share every
 batch out and all get the whole of it back: callbacks and metrics see the same on every rank as on one.
@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from flow_rl.batches import Captioned, Prompts, TaskBatches, labels
 from flow_rl.distributed.shares import Share
 from flow_rl.models import ImageModel
+from flow_rl.models.adapters import LoraSettings, add_lora
 from flow_rl.rewards import Reward
+from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
 from flow_rl.rl.scoring import score_share
-from lightning_modules.base import ComputingModule
+from lightning_modules.base import TrainedModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +45,55 @@ class Drawn:
     scores: Mapping[str, Tensor]
 
 
-class EvaluationSteps(ComputingModule):
-    """Draws images of fixed prompts from fixed noise and scores them.
+class ImageModule(TrainedModule):
+    """Trains a generator's transformer by manual optimization, and draws images of fixed prompts from fixed noise.
 
-    A subclass sets `model`, `sampler`, `rewards` and `judges`. Callbacks read `drawn`, the batch just made.
+    A subclass sets what is declared here, and makes `model` and `sampler` in `configure_model`.
     """
 
     model: ImageModel | None
     sampler: Sampler
+    clock: PhaseClock
+    #: the adapter that is trained; None trains all the transformer's weights
+    lora: LoraSettings | None
+    model_path: str
+    image_size: int
+    seed: int
+    #: training steps done
+    iteration: int
+    #: scorers of validation and `test`, and of `test` alone
     rewards: dict[str, Reward]
     judges: dict[str, Reward]
     #: images a prompt in `validate`, and in `test` and `predict`
     val_members = 1
     test_members = 1
-    drawn: Drawn | None = None
+
+    # ----------------------------------------------------------------- training
+
+    def choose_trained(self, model: ImageModel) -> None:
+        """Say which of the transformer's weights are trained, and add the adapter if that is what is."""
+        if self.lora is None:
+            model.transformer.requires_grad_(True)
+            return
+        with torch.random.fork_rng(devices=[]):
+            # The same adapter on every rank and after every restart. Only the CPU's generator matters (`add_lora`).
+            torch.default_generator.manual_seed(self.seed)
+            add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
+
+    @override
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.model.transformer.parameters() if p.requires_grad]
+
+    @override
+    def hyperparameters(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in ("model_path", "image_size", "gradient_clip", "seed")}
+        return values | ({} if self.lora is None else {f"lora/{k}": str(v) for k, v in vars(self.lora).items()})
+
+    def export(self, path: str | Path) -> None:
+        """Write the trained generator in the diffusers layout; a student is sampled at guidance 1."""
+        self.model.save_pretrained(path)
+
+    # ----------------------------------------------------------------- drawing
 
     @override
     def transfer_batch_to_device(
@@ -69,23 +106,30 @@ class EvaluationSteps(ComputingModule):
         """Whether the scorer of that name is asked about samples of a task."""
         return True
 
-    def draw(self, batch: Prompts, scorers: Mapping[str, Reward], members: int) -> Drawn:
+    def draw(
+        self, batch: Prompts, scorers: Mapping[str, Reward], members: int, *, sampler: Sampler | None = None
+    ) -> Drawn:
         """`members` images a prompt, scored by every scorer that is asked about their task.
 
         Every rank draws and scores its share of the batch, and must be given the same batch.
+
+        Args:
+            batch: P prompts.
+            scorers: by name.
+            members: images a prompt.
+            sampler: how to draw; None is the module's own way.
         """
         self.model.transformer.eval()
         device, share = self.compute_device, Share.of(len(batch))
         mine = batch.select(list(share.rows)).to(device)
-        images = self.sampler.images(self.model, mine, members=members)
+        images = (sampler or self.sampler).images(self.model, mine, members=members)
         asked = {name: scorer for name, scorer in scorers.items() if self.asks(name, batch.task)}
         columns = score_share(share, asked, mine, images.to(device)).unbind(dim=1)
-        self.drawn = Drawn(
+        return Drawn(
             prompts=batch.to(torch.device("cpu")).repeat_interleave(members),
             images=share.gather(images),
             scores=dict(zip(asked, columns, strict=True)),
         )
-        return self.drawn
 
     # ----------------------------------------------------------------- validate
 
@@ -94,8 +138,11 @@ class EvaluationSteps(ComputingModule):
         self._means: dict[str, MeanMetric] = {}
 
     @override
-    def validation_step(self, batch: Prompts, batch_idx: int) -> None:
-        self._collect(self.draw(batch, self.rewards, self.val_members))
+    def validation_step(self, batch: Prompts, batch_idx: int) -> dict[str, Drawn]:
+        """Draw and score a batch; returns the images by label, empty for the module's own way to draw."""
+        drawn = self.draw(batch, self.rewards, self.val_members)
+        self._collect(drawn)
+        return {"": drawn}
 
     def _collect(self, drawn: Drawn) -> None:
         prompts = drawn.prompts
@@ -120,7 +167,7 @@ class EvaluationSteps(ComputingModule):
         self._rows: list[dict[str, Any]] = []
 
     @override
-    def test_step(self, batch: Prompts, batch_idx: int) -> None:
+    def test_step(self, batch: Prompts, batch_idx: int) -> Drawn:
         scorers = self.rewards | {f"judge/{name}": judge for name, judge in self.judges.items()}
         drawn = self.draw(batch, scorers, self.test_members)
         self._collect(drawn)
@@ -132,6 +179,7 @@ class EvaluationSteps(ComputingModule):
             # NaN is not JSON: a score that could not be given is null.
             scores = {name: None if torch.isnan(s[i]) else round(float(s[i]), 6) for name, s in drawn.scores.items()}
             self._rows.append(row | {"scores": scores})
+        return drawn
 
     @override
     def on_test_epoch_end(self) -> None:

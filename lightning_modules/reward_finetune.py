@@ -46,7 +46,7 @@ from flow_rl.rewards.readout import nearest_digit
 from flow_rl.rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
 from flow_rl.rewards.spec import RewardSpec
 from flow_rl.rewards.vlm import DTYPES
-from lightning_modules.base import ScheduledOptimizer, check_optimizer, check_positive, expect_trained, keep_trained
+from lightning_modules.base import TrainedModule, check_optimizer, check_positive
 from lightning_modules.length_buckets import check_parts, mean_of_parts, parts_by_length
 from strategies import distribute, is_sharded_run
 
@@ -55,8 +55,8 @@ _AVERAGED = ("srcc", "plcc", "mse", "pairwise_accuracy", "parse_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A batch that was just scored, for callbacks.
+class ScoredBatch:
+    """A batch with the answers to it; what `validation_step` and `test_step` return.
 
     Attributes:
         examples: the annotations with their images.
@@ -67,7 +67,7 @@ class Scored:
     answers: Answers
 
 
-class RewardFinetune(ScheduledOptimizer):
+class RewardFinetune(TrainedModule):
     """Fine-tunes Qwen3-VL or Qwen2.5-VL on human scores or preferences.
 
     Args:
@@ -130,7 +130,6 @@ class RewardFinetune(ScheduledOptimizer):
         self.agreement = nn.ModuleDict({dimension: Agreement() for dimension in self.rubrics})
         #: metrics of the last validation, by dimension and name
         self.validation: dict[str, dict[str, float | None]] = {}
-        self.scored: Scored | None = None
 
     # ----------------------------------------------------------------- set-up
 
@@ -245,8 +244,8 @@ class RewardFinetune(ScheduledOptimizer):
     # ----------------------------------------------------------------- validate and test
 
     @override
-    def validation_step(self, batch: AnnotationBatch, batch_idx: int) -> None:
-        self._score(batch)
+    def validation_step(self, batch: AnnotationBatch, batch_idx: int) -> ScoredBatch:
+        return self._score(batch)
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -267,7 +266,7 @@ class RewardFinetune(ScheduledOptimizer):
         self._rows: list[dict[str, Any]] = []
 
     @override
-    def test_step(self, batch: AnnotationBatch, batch_idx: int) -> None:
+    def test_step(self, batch: AnnotationBatch, batch_idx: int) -> ScoredBatch:
         scored = self._score(batch)
         for i, example in enumerate(scored.examples):
             known, score = example.annotation, float(scored.answers.scores[i])
@@ -279,19 +278,19 @@ class RewardFinetune(ScheduledOptimizer):
                     "reasoning": scored.answers.reasoning[i], "retried": bool(scored.answers.retried[i]),
                 }
             )  # fmt: skip
+        return scored
 
     @override
     def on_test_epoch_end(self) -> None:
         release(self.model)
         self._agreement("test")
         if self.trainer.log_dir is not None:
-            rank = self.global_rank
-            name = "test_scores.jsonl" if self.trainer.world_size == 1 else f"test_scores-rank{rank}.jsonl"
-            path = Path(self.trainer.log_dir) / name
+            rank = "" if self.trainer.world_size == 1 else f"-rank{self.global_rank}"
+            path = Path(self.trainer.log_dir) / f"test_scores{rank}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
 
-    def _score(self, batch: AnnotationBatch) -> Scored:
+    def _score(self, batch: AnnotationBatch) -> ScoredBatch:
         answers = self.reader.read(self.questions(batch.examples))
         known = [e.annotation for e in batch.examples]
         for dimension in {a.dimension for a in known}:
@@ -299,8 +298,7 @@ class RewardFinetune(ScheduledOptimizer):
             self.agreement[dimension].update(
                 answers.scores[index], batch.scores[index], [known[i].group for i in index]
             )
-        self.scored = Scored(examples=batch.examples, answers=answers)
-        return self.scored
+        return ScoredBatch(examples=batch.examples, answers=answers)
 
     def _agreement(self, prefix: str) -> dict[str, dict[str, float | None]]:
         """Compute and log every metric that is defined; None stands for one that is not."""
@@ -321,13 +319,11 @@ class RewardFinetune(ScheduledOptimizer):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep_trained(checkpoint, self)
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward"] = {"validation": self.validation}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expect_trained(self)
         super().on_load_checkpoint(checkpoint)
         self.validation = checkpoint["reward"]["validation"]
         missing = self._trainable_names() - checkpoint["state_dict"].keys()

@@ -17,6 +17,7 @@ from lightning import LightningDataModule, LightningModule
 from PIL import Image
 
 from benchmarks.gpu.parity import BASE, SIZE
+from benchmarks.gpu.policies import OBJECTIVES
 from datamodules import (
     AlternatingTaskDataModule,
     AnnotationDataModule,
@@ -35,7 +36,7 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.rewards import Reward
 from flow_rl.rewards.finetune_settings import RewardObjective
 from flow_rl.rewards.reading import ReadingSettings
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy, RewardFinetune
 
 Built = tuple[LightningModule, LightningDataModule]
@@ -129,7 +130,7 @@ def policy(*tasks: str, kind: str = "nft", **changes: Any) -> GRPOPolicy:
     """A policy as in configs/demo: NFT on ODE rollouts, or the clipped objective on stochastic ones."""
     weights: Any = {task: WEIGHTS[task] for task in tasks}
     stochastic = {"transition": "flow_sde", "window": WindowSettings(count=2, fraction=0.75)}
-    matching = {"nft_steps": 2, "nft_sigma_low": 0.4, "nft_reference_weight": 0.003, "old_decay": 0.0}
+    matching = {"num_levels": 2, "sigma_low": 0.4, "reference_weight": 0.003, "old_decay": 0.0}
     arguments = {
         "model_path": BASE,
         "image_size": SIZE[0],
@@ -140,7 +141,7 @@ def policy(*tasks: str, kind: str = "nft", **changes: Any) -> GRPOPolicy:
             num_steps=4, group_size=2, guidance=Guidance(scale=1.0), cfg="none", batch_size=96,
             **({} if kind == "nft" else stochastic),
         ),
-        "objective": ObjectiveSettings(kind=kind, micro_batch_size=96, **(matching if kind == "nft" else {})),
+        "objective": OBJECTIVES[kind](micro_batch_size=96, **(matching if kind == "nft" else {})),
     }  # fmt: skip
     return GRPOPolicy(**arguments | changes)
 

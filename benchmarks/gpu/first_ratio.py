@@ -7,7 +7,6 @@ sizes, with and without gradient. On a GPU each may use other kernels: it depend
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -16,13 +15,14 @@ import torch
 from benchmarks.gpu.bench import Bench, Row
 from benchmarks.gpu.machine import tf32
 from benchmarks.gpu.parity import BASE, SIZE
+from benchmarks.gpu.policies import OBJECTIVES
 from benchmarks.gpu.rewards import PixelReward
 from flow_rl.batches import Prompts
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.windows import WindowSettings
 from flow_rl.models.adapters import LoraSettings
-from flow_rl.rl.objectives import OBJECTIVES
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.objectives import Objective
+from flow_rl.rl.settings import RolloutSettings
 from flow_rl.rl.shadow_weights import ShadowWeights
 from lightning_modules import GRPOPolicy
 
@@ -56,7 +56,7 @@ def made(bench: Bench, kind: str, transition: str, dtype: torch.dtype, *, lora: 
             noise_level=0.3 if transition == "dance" else 0.7,
             **({"window": WindowSettings(count=2, fraction=0.75)} if kind != "nft" else {}),
         ),
-        objective=ObjectiveSettings(kind=kind, updates=2 if kind != "nft" else 1, nft_reference_weight=0.0),
+        objective=objective_of(kind, 32),
         lora=LORA if lora else None,
     )
     module.configure_model()
@@ -74,8 +74,13 @@ def made(bench: Bench, kind: str, transition: str, dtype: torch.dtype, *, lora: 
 
 def use(module: GRPOPolicy, kind: str, size: int) -> None:
     """Another objective and micro-batch for the same rollout."""
-    module.objective_settings = replace(module.objective_settings, kind=kind, micro_batch_size=size)
-    module.objective = OBJECTIVES[kind](module.rollout_settings, module.objective_settings)
+    module.objective = objective_of(kind, size)
+
+
+def objective_of(kind: str, size: int) -> Objective:
+    """An objective that stores what its old policy says, so that its first update can be compared with it."""
+    settings = {"reference_weight": 0.0} if kind == "nft" else {"updates": 2}
+    return OBJECTIVES[kind](micro_batch_size=size, **settings)
 
 
 def checkpoint_activations(module: GRPOPolicy, on: bool) -> None:
@@ -89,7 +94,7 @@ def deviations(
 ) -> Iterator[tuple[str, float]]:
     """(what, largest deviation) over objectives, checkpointing and micro-batches, of one rollout."""
     checkpoint_activations(module, False)
-    rollout, _ = module.roll_out(PROMPTS)
+    rollout = module.roll_out(PROMPTS)
     for kind, checkpointing, size in product(kinds, (False, True), sizes):
         checkpoint_activations(module, checkpointing)
         use(module, kind, size)

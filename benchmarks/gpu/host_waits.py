@@ -58,7 +58,7 @@ def host_waits(bench: Bench) -> Iterator[Row]:
             yield "one guided evaluation", waits
             _, waits = counted(bench, lambda: model.decode(latents))
             yield "decode", waits
-        (rollout, _), waits = counted(bench, lambda: module.roll_out(PROMPTS))
+        rollout, waits = counted(bench, lambda: module.roll_out(PROMPTS))
         yield "whole rollout", waits
         prepared, waits = counted(bench, lambda: module.prepare(rollout, 0))
         yield "prepare", waits

@@ -20,9 +20,12 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.planning.plan import Plan, make_plan
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.weights import Components, build
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.objectives import NFT, Clipped, Guarded, Objective
+from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import GRPOPolicy
 
+#: objectives by the names that the cases give them
+OBJECTIVES: dict[str, type[Objective]] = {"clipped": Clipped, "guarded": Guarded, "nft": NFT}
 #: Flow-GRPO's adapter, and that of the published Qwen-Image runs
 LORA = LoraSettings(rank=32, alpha=64)
 LORA_64 = LoraSettings(rank=64, alpha=128)
@@ -55,7 +58,7 @@ def policy(
             allow_coarse_guidance=True,
             **({} if kind == "nft" else stochastic),
         ),
-        objective=ObjectiveSettings(kind=kind, micro_batch_size=micro_batch),
+        objective=OBJECTIVES[kind](micro_batch_size=micro_batch),
         lora=lora,
         frozen_dtype="bfloat16" if scale.dtype == torch.bfloat16 else "float32",
         gradient_checkpointing=checkpointing,

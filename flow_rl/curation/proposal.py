@@ -24,11 +24,11 @@ from torch import Tensor
 
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.rewards.base import SCORE_MAX
-from flow_rl.rl.settings import ObjectiveSettings
+from flow_rl.rl.settings import AdvantageSettings
 from flow_rl.rl.weight_table import DEFAULT
 
 #: deviation below which advantages are scaled down anyway
-_FLOOR = ObjectiveSettings().std_floor
+_FLOOR = AdvantageSettings().std_floor
 #: headroom, in points, from which more makes no difference
 _ROOM = 1.0
 #: share of equal weights that every reward keeps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from flow_rl.flow.states import choose_states, kl_weights
 from flow_rl.models.adapters import check_adapter
 from flow_rl.models.compatibility import check_same_generator
 from flow_rl.models.loading import config_directory
+from flow_rl.models.native import native_sampling
 from flow_rl.suggestions import nearest
 
 #: value of `initial` that starts the student from `model_path`
@@ -204,6 +206,25 @@ def check_tasks(teachers: Mapping[str, TeacherSettings], tasks: Sequence[str]) -
             f"{', '.join(teachers)} only. Add a teacher, or set the task's ratio to 0."
         )
     return [task for task in teachers if task not in tasks]
+
+
+def warn_of_teachers(teachers: Mapping[str, TeacherSettings], model_path: str, tasks: Sequence[str] | None) -> None:
+    """Warn of teachers that are never asked, and of teachers none of which is guided where the base is meant to be.
+
+    Args:
+        teachers: by task.
+        model_path: the base.
+        tasks: that the training data are of; None where they do not say.
+
+    Raises:
+        ValueError: see `check_tasks`.
+    """
+    for idle in [] if tasks is None else check_tasks(teachers, tasks):
+        warnings.warn(f"The teacher of '{idle}' is never asked: no training data are of its task.", stacklevel=2)
+    native = native_sampling(model_path)
+    guided = native is None or native.guidance != 1
+    if guided and all(teacher.guidance.scale == 1 for teacher in teachers.values()):
+        warnings.warn("No teacher is guided: the student learns no guidance with them.", stacklevel=2)
 
 
 def check_scored(

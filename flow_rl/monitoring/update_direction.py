@@ -179,8 +179,8 @@ def probe_update(module: Policy, training: Prompts, held_out: Prompts, *, step_s
         see `probe_gradient`. Weights are left as they were, gradients at none.
     """
     module.model.transformer.train()
-    rollout, images = module.roll_out(training)
-    advantages = module.score(training, images).advantages
+    rollout = module.roll_out(training)
+    advantages = module.score(rollout).advantages
     module.zero_grad()
     module.accumulate_gradients(rollout, advantages, module.prepare(rollout, 0))
     try:

@@ -18,7 +18,7 @@ from flow_rl.flow.rollout import Trajectory
 from flow_rl.models import Conditioning, ImageModel
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.planning.meter import hollow
-from flow_rl.rl.objectives import OBJECTIVES, Rollout, micro_batches
+from flow_rl.rl.objectives import Rollout, micro_batches
 
 #: makes everything that a micro-batch's loss needs, and gives the function that computes it
 Loss = Callable[[ImageModel, Conditioning, Conditioning | None], Callable[[], Tensor]]
@@ -40,11 +40,12 @@ def needs_unconditional(module: Any) -> bool:
 def _policy_loss(
     module: Any, model: ImageModel, conditional: Conditioning, unconditional: Conditioning | None
 ) -> Callable[[], Tensor]:
-    settings, rollout_settings = module.objective_settings, module.rollout_settings
-    objective = OBJECTIVES[settings.kind](rollout_settings, settings)
+    objective, rollout_settings = module.objective, module.rollout_settings
     size, samples, prompts = (module.image_size, module.image_size), len(conditional), len(conditional.embeds)
     shape = model.latent_shape(*size)
     rollout = Rollout(
+        settings=rollout_settings,
+        images=hollow(samples, 3, *size),
         prompts=Prompts(ids=tuple(range(prompts)), texts=("",) * prompts, categories=("",) * prompts),
         trajectory=Trajectory(
             latents=hollow(samples, *shape),

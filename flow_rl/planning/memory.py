@@ -220,12 +220,9 @@ def _latent_channels(parts: Components) -> int:
 
 def _copies(setup: Setup) -> list[str]:
     """Copies of the trained weights, by name."""
-    from flow_rl.rl.objectives import OBJECTIVES
-
     names = ["average (EMA)"] if setup.ema else []
     if hasattr(setup.model, "rollout_settings"):
-        settings = setup.model.objective_settings
-        objective = OBJECTIVES[settings.kind](setup.model.rollout_settings, settings)
+        objective = setup.model.objective
         # An adapter is switched off to be the reference: no copy.
         copied = objective.uses_reference and getattr(setup.model, "lora", None) is None
         names += ["old policy"] * objective.uses_old_policy + ["reference"] * copied

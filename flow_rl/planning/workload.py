@@ -9,10 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models.loading import peek_grid, peek_sigmas
 from flow_rl.planning.setup import Setup
-from flow_rl.rl.objectives import OBJECTIVES
 
 #: text tokens assumed of a prompt, template included, where nothing has been tokenised
 TEXT_TOKENS = 128
@@ -162,33 +160,27 @@ def _prompts(data: Any) -> int:
 
 
 def _policy_counts(model: Any, setup: Setup) -> dict[str, Any]:
-    rollout, settings, ranks = model.rollout_settings, model.objective_settings, setup.ranks
-    objective = OBJECTIVES[settings.kind](rollout, settings)
-    steps = (
-        len(steps_of_iteration(rollout.window, rollout.num_steps, iteration=0, seed=0))
-        if objective.uses_window
-        else settings.nft_steps
-    )
+    rollout, objective, ranks = model.rollout_settings, model.objective, setup.ranks
+    steps = objective.pairs_per_sample(rollout)
     size = (model.image_size, model.image_size)
     sigmas = peek_sigmas(model.model_path, rollout.num_steps, image_size=size)[:-1].tolist()
     guided = sum(rollout.guidance.active(sigma) for sigma in sigmas)
     samples = math.ceil(_prompts(setup.data) / ranks) * rollout.group_size
-    pairs = samples * steps * settings.updates
+    pairs = samples * steps * objective.updates
+    prepared = pairs if objective.prepares_each_update else samples * steps
     phases = [Phase(name="rollout, conditional", evaluations=samples * rollout.num_steps)]
     if guided:
         phases.append(Phase(name="rollout, unconditional", evaluations=samples * guided))
-    if objective.uses_old_policy:
-        phases.append(Phase(name="old policy", evaluations=pairs))
-    elif objective.uses_window and settings.updates > 1:
-        phases.append(Phase(name="replay", evaluations=samples * steps))
+    if objective.prepares_forwards:
+        phases.append(Phase(name="old policy" if objective.uses_old_policy else "replay", evaluations=prepared))
     if objective.uses_reference:
-        phases.append(Phase(name="reference", evaluations=pairs if not objective.uses_window else samples * steps))
+        phases.append(Phase(name="reference", evaluations=prepared))
     phases.append(Phase(name="training", evaluations=pairs * (2 if rollout.cfg == "both" else 1), backward=True))
     # The image's latents, and of each step its states or what was noised, and what other weights say there.
-    others = objective.uses_old_policy + objective.uses_reference + (objective.uses_window and settings.updates > 1)
+    others = objective.prepares_forwards + objective.uses_reference
     kept = 1 + steps * ((2 if objective.uses_window else 1) + others)
     return {
-        "group_size": rollout.group_size, "updates": settings.updates, "micro_batch": settings.micro_batch_size,
+        "group_size": rollout.group_size, "updates": objective.updates, "micro_batch": objective.micro_batch_size,
         "pairs": _prompts(setup.data) * rollout.group_size * steps, "phases": tuple(phases),
         "rollout_batch": min(max(1, rollout.batch_size // rollout.group_size) * rollout.group_size, samples),
         "kept_a_sample": kept,

@@ -1,4 +1,4 @@
-"""One iteration: the pieces it is made in, and what callbacks see of it once it is over.
+"""One iteration, as callbacks see it once it is over.
 
 Shapes: N samples over all parts, N_part samples of one, H height, W width, S latent tokens, C latent channels,
 K rewards.
@@ -15,30 +15,15 @@ from torch import Tensor
 from flow_rl.batches import Prompts
 from flow_rl.distributed.gradients import world_size
 from flow_rl.distributed.shares import gather_objects, gather_ranks
-from flow_rl.rl.advantage_estimator import Outcome, Scored
+from flow_rl.rl.advantage_estimator import Outcome
 from flow_rl.rl.objectives import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Groups that were rolled out together: what is denoised at a time, submitted at a time and waited for at a time.
-
-    Attributes:
-        part: which part of the iteration, each of one task, it belongs to.
-        rollout: what the updates need of how the images came about.
-        images: in [0, 1], on the host, shape (N, 3, H, W).
-        scored: its samples, with their scores under way.
-    """
-
-    part: int
-    rollout: Rollout
-    images: Tensor
-    scored: Scored
-
-
-@dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One iteration of this rank, as `policy.last_iteration`. Rows are samples, parts one after another.
+    """One iteration of this rank. `training_step` returns it under "iteration", and callbacks receive it.
+
+    Rows are samples, parts one after another.
 
     All tensors are on the host: nothing here takes the device's memory from the next iteration.
 
@@ -89,32 +74,29 @@ class Iteration:
         cls,
         number: int,
         parts: Sequence[Prompts],
-        pieces: Sequence[Piece],
-        outcomes: Sequence[Outcome],
+        scored: Sequence[tuple[Rollout, Outcome]],
         reward_names: Sequence[str],
     ) -> Iteration:
-        """Join the pieces of an iteration.
+        """Join the rollouts of an iteration.
 
         Args:
             number: of the iteration.
             parts: its prompts, by task.
-            pieces: in the order of the parts.
-            outcomes: one a piece.
+            scored: every rollout with its outcome, in the order of the parts; none spans two parts.
             reward_names: columns of the scores.
         """
         host = torch.device("cpu")
-        by_part = [[piece for piece in pieces if piece.part == part] for part in range(len(parts))]
-        scored = [piece.scored for piece in pieces]
+        rollouts = [rollout for rollout, _ in scored]
+        outcomes = [outcome for _, outcome in scored]
+        by_part = [[r for r in rollouts if r.prompts.task == part.task] for part in parts]
         return cls(
             number=number,
             prompts=tuple(part.to(host) for part in parts),
-            images=tuple(torch.cat([piece.images for piece in found]) for found in by_part),
-            latents=tuple(
-                torch.cat([piece.rollout.trajectory.latents.to(host) for piece in found]) for found in by_part
-            ),
+            images=tuple(torch.cat([r.images for r in found]) for found in by_part),
+            latents=tuple(torch.cat([r.trajectory.latents.to(host) for r in found]) for found in by_part),
             groups=torch.cat([outcome.groups for outcome in outcomes]),
-            categories=tuple(category for some in scored for category in some.categories),
-            tasks=tuple(task for some in scored for task in some.tasks),
+            categories=tuple(category for rollout in rollouts for category in rollout.categories),
+            tasks=tuple(task for rollout in rollouts for task in rollout.tasks),
             reward_names=tuple(reward_names),
             scores=torch.cat([outcome.scores for outcome in outcomes]),
             weights=torch.cat([outcome.weights for outcome in outcomes]),

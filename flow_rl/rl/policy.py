@@ -6,7 +6,7 @@ Shapes: N samples, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from flow_rl.batches import Prompts
 from flow_rl.models import ImageModel
 from flow_rl.rewards import Reward
+from flow_rl.rl.advantage_estimator import Outcome
 from flow_rl.rl.objectives import Rollout
 from flow_rl.rl.reward_weights import WeightSource
 from flow_rl.rl.sampling import Sampler
@@ -45,11 +46,11 @@ class Policy(Protocol):
     def asks(self, name: str, task: str) -> bool:
         """Whether the scorer of that name is asked about samples of a task."""
 
-    def roll_out(self, prompts: Prompts) -> tuple[Rollout, Tensor]:
-        """Images (N, 3, H, W) of every group, and what the updates need of how they came about."""
+    def roll_out(self, prompts: Prompts) -> Rollout:
+        """The images of every group, and what the updates need of how they came about."""
 
-    def score(self, prompts: Prompts, images: Tensor) -> Any:
-        """Scores and advantages of the images (N, 3, H, W) of one batch of groups."""
+    def score(self, rollout: Rollout) -> Outcome:
+        """Score one rollout at once."""
 
     def prepare(self, rollout: Rollout, update: int) -> dict[str, Tensor]:
         """What the old policy and the reference give for an update, from 0."""

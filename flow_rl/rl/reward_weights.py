@@ -36,14 +36,14 @@ class WeightSource(ABC):
         """
 
 
-class GroupGate(ABC):
-    """Says which groups are learnt from. A callback appends itself to `policy.gates` in `setup`."""
+class GroupFilter(ABC):
+    """Says which groups are learnt from. A callback adds one to `policy.group_filters` in `setup`."""
 
     @abstractmethod
     def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
         """Which samples count; the others get advantage 0 and go through the same forwards.
 
-        Every rank passes the rows of all ranks, so that what a gate remembers is the same on each.
+        Every rank passes the rows of all ranks, so that what a filter remembers is the same on each.
 
         Args:
             iteration_scores: raw scores of the iteration, NaN where masked or not asked for, shape (N, K).

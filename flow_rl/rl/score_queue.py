@@ -6,7 +6,7 @@ Shapes: N samples, K rewards.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import TracebackType
@@ -16,29 +16,36 @@ from torch import Tensor
 
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.background import AsyncReward
+from flow_rl.rl.objectives import Rollout
 from flow_rl.rl.phases import PhaseClock
-from flow_rl.rl.scoring import checked
+from flow_rl.rl.scoring import checked, samples_of
 
 
-class PendingScores:
-    """Submits samples to rewards and waits for the scores; leaving the block cancels what is still under way.
+class ScoreQueue:
+    """Rollouts on their way through the rewards: put in as they are made, taken out in the same order with scores.
 
-    Asynchronous rewards score while the caller goes on; the others are asked at once. The first one to fail cancels
-    all that is under way, so that its error comes up now and not behind requests that no longer matter.
+    Asynchronous rewards score while the caller makes the next rollout; the others score at once. The first one to fail
+    cancels all that is under way, so that its error comes up now and not behind requests that no longer matter. Leaving
+    the block cancels what is still under way.
 
     Args:
         rewards: by name, K of them.
+        asks: whether the reward of a name is asked about a task.
         clock: counts `reward` (asking) and `reward_wait` (waiting) apart.
+
+    Attributes:
+        rollouts: all that were put in, images on the host.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], clock: PhaseClock) -> None:
-        self.rewards = rewards
-        self.clock = clock
+    def __init__(self, rewards: Mapping[str, Reward], asks: Callable[[str, str], bool], clock: PhaseClock) -> None:
+        self.rewards, self.asks, self.clock = rewards, asks, clock
+        self.rollouts: list[Rollout] = []
+        self._columns: list[dict[str, Future[Tensor] | Tensor]] = []
         self._lock = threading.Lock()
         self._futures: list[Future[Tensor]] = []
         self._failure: BaseException | None = None
 
-    def __enter__(self) -> PendingScores:
+    def __enter__(self) -> ScoreQueue:
         return self
 
     def __exit__(
@@ -46,30 +53,46 @@ class PendingScores:
     ) -> None:
         self.cancel()
 
-    def submit(self, samples: Samples, asked: Collection[str]) -> Callable[[], Tensor]:
-        """Begin to score.
-
-        Args:
-            samples: N of them.
-            asked: names of the rewards to ask; the columns of the others are NaN.
-
-        Returns:
-            a function that waits for the raw scores (N, K).
+    def put(self, rollout: Rollout) -> None:
+        """Send a rollout's images to the rewards that are asked about its task, and let go of them on the device.
 
         Raises:
             Exception: what a reward that is not asynchronous raised, or an asynchronous one until now.
         """
+        samples = samples_of(rollout.prompts.repeat_interleave(rollout.group_size), rollout.images)
+        asked = [name for name in self.rewards if self.asks(name, rollout.prompts.task)]
+        self._columns.append(self._submit(samples, asked))
+        self.rollouts.append(rollout.release_images())
+
+    def __len__(self) -> int:
+        """Samples of all rollouts."""
+        return sum(len(rollout) for rollout in self.rollouts)
+
+    def __iter__(self) -> Iterator[tuple[Rollout, Tensor]]:
+        """Every rollout with its raw scores (N, K), NaN in the columns of rewards that were not asked.
+
+        Waits for the scores of each when its turn comes.
+
+        Raises:
+            Exception: what a reward raised.
+        """
+        for rollout, columns in zip(self.rollouts, self._columns, strict=True):
+            yield rollout, self._join(columns, len(rollout))
+
+    def _submit(self, samples: Samples, asked: Collection[str]) -> dict[str, Future[Tensor] | Tensor]:
+        """Begin to score."""
         columns: dict[str, Future[Tensor] | Tensor] = {}
         with self.clock.phase("reward"):
-            for name, reward in self.rewards.items():  # the asynchronous ones first: they score while the others do
-                if name in asked and isinstance(reward, AsyncReward):
+            for name in asked:  # the asynchronous ones first: they score while the others do
+                reward = self.rewards[name]
+                if isinstance(reward, AsyncReward):
                     columns[name] = self._watched(name, reward.submit(samples))
-            for name, reward in self.rewards.items():
-                if name in asked and name not in columns:
-                    columns[name] = reward.score(samples)
+            for name in asked:
+                if name not in columns:
+                    columns[name] = self.rewards[name].score(samples)
             if self._failure is not None:
                 raise self._failure
-        return partial(self._join, columns, len(samples))
+        return columns
 
     def cancel(self) -> None:
         """Give up what is still under way."""

@@ -12,13 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import CategoryWeightCalibration, RewardRangeFilter, UpdateProbe
-from callbacks.range_filter import RangeGate
+from callbacks.range_filter import ScoreRangeFilter
 from datamodules import PromptDataModule
 from flow_rl.curation.provenance import prompt_digests
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.rl.weight_adaptation import AdaptationSettings
 from lightning_modules.curation import provenance_of
 from tests.planted import Brightness, Dark
+from tests.toy_policy import LastIteration
 
 TABLE = {"portrait": {"bright": 0.25, "dark": 0.75}, "default": {"bright": 0.9, "dark": 0.1}}
 
@@ -134,14 +135,14 @@ def test_gate_equals_a_loop_over_groups() -> None:
                 composite.append(float(sum(weights[row, k] * scores[row, k] for k in valid) / total))
         expected[rows] = len(composite) >= 2 and max(composite) - min(composite) > 1.5
     assert 0 < expected.sum() < 24
-    assert torch.equal(RangeGate(1.5).keep(scores, weights, groups), expected)
+    assert torch.equal(ScoreRangeFilter(1.5).keep(scores, weights, groups), expected)
 
 
 def test_online_gate_skips_without_changing_the_forwards(policy, data, tmp_path) -> None:
     forwards, advantages = [], []
     for threshold in (0.0, 3.9):
         module = policy("nft", rewards={"bright": Brightness()})
-        run = trainer(tmp_path / str(threshold), 1, RewardRangeFilter(threshold, online=True))
+        run = trainer(tmp_path / str(threshold), 1, RewardRangeFilter(threshold, online=True), seen := LastIteration())
         module.configure_model()
         counted = [0]
         module.model.transformer.register_forward_hook(
@@ -149,7 +150,7 @@ def test_online_gate_skips_without_changing_the_forwards(policy, data, tmp_path)
         )
         run.fit(module, data())
         forwards.append(counted[0])
-        advantages.append(module.last_iteration.advantages)
+        advantages.append(seen.iteration.advantages)
         skipped = run.logged_metrics["filter/skipped"]
         assert float(skipped) == (0.0 if threshold == 0 else 1.0)
     assert forwards[0] == forwards[1] > 0
@@ -174,12 +175,11 @@ def test_table_weighs_the_run_and_comes_back_from_a_checkpoint(policy, data, tmp
         found = CategoryWeightCalibration(table, adapt)
         saver = ModelCheckpoint(dirpath=tmp_path / place, every_n_train_steps=2, save_last="link")
         module = policy("nft", rewards={"bright": Brightness(), "dark": Dark()})
-        run = trainer(tmp_path / place, steps, found, saver)
+        run = trainer(tmp_path / place, steps, found, saver, seen := LastIteration())
         run.fit(module, data(prompts_per_step=4), ckpt_path=checkpoint)
-        return module, found, run
+        return module, seen.iteration, found, run
 
-    module, whole, run = fit(4, "whole")
-    iteration = module.last_iteration
+    module, iteration, whole, run = fit(4, "whole")
     if adapt is None:
         for row, category in zip(iteration.weights.tolist(), iteration.categories, strict=True):
             assert row == pytest.approx([0.25, 0.75] if category == "portrait" else [0.9, 0.1])
@@ -195,7 +195,7 @@ def test_table_weighs_the_run_and_comes_back_from_a_checkpoint(policy, data, tmp
         assert float(run.logged_metrics[f"weight_effective/{category}/dark"]) == pytest.approx(float(share), abs=1e-6)
     fit(2, "half")
     last = str(tmp_path / "half" / "last.ckpt")
-    resumed_module, resumed, _ = fit(4, "half", last)
+    resumed_module, _, resumed, _ = fit(4, "half", last)
     assert torch.equal(resumed.source.current["t2i"], whole.source.current["t2i"])
     assert torch.equal(resumed.means["t2i"], whole.means["t2i"]) or adapt is None
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), resumed_module.parameters(), strict=True))

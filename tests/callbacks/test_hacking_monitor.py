@@ -21,7 +21,8 @@ from demo.scorers.rewards import AttributeReward, QualityReward
 from flow_rl.flow.guidance import Guidance
 from flow_rl.monitoring.hacking import Band
 from flow_rl.rewards import Reward, Samples
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.objectives import NFT
+from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import GRPOPolicy
 from tests.planted import Brightness
 
@@ -133,17 +134,17 @@ def test_stop_ends_the_run(hacked, data, tmp_path):
 
 
 def test_raise_kl_multiplies_the_reference_weight_up_to_the_cap(hacked, data, tmp_path):
-    module = hacked(objective={"nft_reference_weight": 1e-3})
+    module = hacked(objective={"reference_weight": 1e-3})
     with pytest.warns(UserWarning, match="Action: raise_kl"):
         fit(tmp_path, module, data(), 6, panel := monitor(action="raise_kl", kl_factor=2.0, kl_cap=3.0))
     assert panel.kl_scale == 3.0
-    assert module.objective.settings.nft_reference_weight == pytest.approx(3e-3)
-    assert module.objective_settings.nft_reference_weight == 1e-3
+    assert module.objective.reference_scale == 3.0
+    assert module.objective.reference_weight == 1e-3
 
 
 def test_a_resumed_run_alerts_as_an_uninterrupted_one(hacked, data, tmp_path):
     def run(directory: Path, iterations: int, checkpoint: str | None = None):
-        module = hacked(objective={"nft_reference_weight": 1e-3})
+        module = hacked(objective={"reference_weight": 1e-3})
         panel = monitor(action="raise_kl", bands={"brightness": Band(low=-0.001, high=0.001)})
         saver = ModelCheckpoint(dirpath=directory, every_n_train_steps=3, save_last="link")
         fit(directory, module, data(), iterations, panel, saver, checkpoint=checkpoint)
@@ -192,7 +193,7 @@ def test_a_monitor_that_is_down_ends_nothing(policy, data, tmp_path):
 def test_what_could_never_alert_or_act_is_refused(policy, data, tmp_path):
     with pytest.raises(ValueError, match=r"model\.monitors"):
         fit(tmp_path, policy("nft"), data(), 1, HackingMonitor())
-    module = policy("nft", monitors={"dark": Darkness()}, objective={"nft_reference_weight": 0.0})
+    module = policy("nft", monitors={"dark": Darkness()}, objective={"reference_weight": 0.0})
     with pytest.raises(ValueError, match="the objective has none"):
         fit(tmp_path, module, data(), 1, HackingMonitor(action="raise_kl"))
     for bad in ({"every": 0}, {"prompts": 1}, {"action": "wran"}, {"error_rate": 0.0}, {"kl_factor": 1.0}):
@@ -209,9 +210,7 @@ def test_a_planted_hack_is_caught_within_20_iterations(tmp_path):
         monitors={"alignment": AttributeReward("monitor"), "quality": QualityReward("monitor")},
         optimizer=partial(torch.optim.AdamW, lr=6e-4),
         rollout=RolloutSettings(num_steps=4, group_size=4, guidance=Guidance(scale=1.0), cfg="none", transition="ode"),
-        objective=ObjectiveSettings(
-            kind="nft", micro_batch_size=32, nft_reference_weight=0.0, old_decay=0.0, advantage_clip=2.0
-        ),
+        objective=NFT(micro_batch_size=32, reference_weight=0.0, old_decay=0.0, advantage_clip=2.0),
     )
     data = PromptDataModule(
         train_file="demo/prompts/train.jsonl",

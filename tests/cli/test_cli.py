@@ -16,6 +16,7 @@ from cli import app
 from cli.errors import explain_instantiation, explain_parsing, settings_of
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier
+from flow_rl.rl.objectives import Guarded
 from flow_rl.suggestions import nearest
 
 ROOT = Path(__file__).parents[2]
@@ -357,9 +358,9 @@ def test_interpolation_sees_overrides(arrived, tiny_path, tmp_path):
 @pytest.mark.usefixtures("only_fit")
 def test_configs_stack_and_the_command_line_wins(arrived, tiny_path, tmp_path):
     stack = ["--config", "configs/objective/clipped.yaml", "--config", "configs/adapter/lora.yaml"]
-    app.main(good(tiny_path, tmp_path, *stack, "--model.objective.kind=guarded"))
+    app.main(good(tiny_path, tmp_path, *stack, "--model.objective=Guarded"))
     model = arrived[0].model
-    assert model.objective_settings.kind == "guarded"  # the command line
+    assert isinstance(model.objective, Guarded)  # the command line
     assert model.rollout_settings.transition == "flow_sde"  # the second file
     assert model.lora.rank == 16  # the third
     assert model.image_size == 32  # the first

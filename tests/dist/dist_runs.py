@@ -27,7 +27,8 @@ from lightning_modules import DistillationStudent, FlowPretrain, GRPOPolicy, Rew
 from flow_rl.distillation.settings import (DistillationSettings, TeacherSettings)
 from flow_rl.rewards.finetune_settings import RewardObjective
 from flow_rl.models.adapters import LoraSettings
-from flow_rl.rl.settings import (ObjectiveSettings, RolloutSettings)
+from flow_rl.rl.settings import RolloutSettings
+from tests.toy_policy import OBJECTIVES
 from flow_rl.flow.windows import WindowSettings
 from flow_rl.rewards.reading import ReadingSettings
 from strategies import checkpoints, AtomicCheckpointIO, FSDP2Strategy, ReplicatedStrategy
@@ -83,7 +84,9 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.found["start"] = _weights(pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
         names = ("loss", "update/loss", "update/gradient_norm", "reward/mean")
         logged = trainer.callback_metrics
         values = [float(logged[name]) for name in names if name in logged]
@@ -92,8 +95,8 @@ class Recorder(Callback):
         if trainer.is_global_zero:  # as it goes on, for runs that do not reach their end
             with open(progress(self.run), "a", encoding="utf-8") as lines:
                 lines.write(json.dumps([trainer.global_step, values]) + "\n")
-        iteration = getattr(pl_module, "last_iteration", None)
-        if iteration is not None:
+        if isinstance(outputs, dict) and "iteration" in outputs:
+            iteration = outputs["iteration"]
             mine = dict(zip(_keys(iteration), torch.cat(iteration.latents).cpu(), strict=True))
             self.found["samples"][trainer.global_step] = mine
         if "gradient" not in self.found:
@@ -173,7 +176,7 @@ def fit(run: Run) -> None:
     """A rank's part of a run."""
     module, data = STAGES[run.stage](run)
     # Lightning counts optimizer steps, of which an iteration of GRPO has several.
-    updates = getattr(getattr(module, "objective_settings", None), "updates", 1)
+    updates = module.updates_per_step
     saver = ModelCheckpoint(
         dirpath=run.directory, every_n_train_steps=run.save_every * updates, save_top_k=-1, save_last="link"
     )
@@ -236,7 +239,7 @@ def grpo(run: Run, kind: str = "clipped", **rollout: Any) -> tuple[LightningModu
         "rewards": {"brightness": Brightness()},
         "optimizer": partial(torch.optim.AdamW, lr=1e-3),
         "rollout": RolloutSettings(**settings),
-        "objective": ObjectiveSettings(kind=kind, micro_batch_size=4, updates=2),
+        "objective": OBJECTIVES[kind](micro_batch_size=4, updates=2),
     } | run.module
     prompts = {name: run.files[name] for name in ("train_file", "validation_file", "test_file")}
     return GRPOPolicy(**arguments), PromptDataModule(**prompts, **({"prompts_per_step": 2} | run.data))

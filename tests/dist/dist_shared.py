@@ -68,8 +68,10 @@ class Witness(Callback):
 
         object.__setattr__(model, stage, watched)
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        self.found.setdefault("drawn", []).append(pl_module.drawn)
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self.found.setdefault("drawn", []).append(outputs[""])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, HackingMonitor)]

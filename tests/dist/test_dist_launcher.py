@@ -36,7 +36,7 @@ def config(files: dict[str, str], directory: Path) -> Path:
             "num_steps": 3, "group_size": 2, "guidance": {"scale": 2.5, "low": 0.6}, "transition": "ode",
             "batch_size": 2,
         },
-        "objective": {"kind": "nft", "micro_batch_size": 4, "updates": 2},
+        "objective": {"class_path": "flow_rl.rl.objectives.NFT", "init_args": {"micro_batch_size": 4, "updates": 2}},
     }  # fmt: skip
     prompts = {name: files[name] for name in ("train_file", "validation_file", "test_file")}
     settings = {"precision": "float32", "timeout": GROUP_TIMEOUT, "process_group_backend": "gloo"}

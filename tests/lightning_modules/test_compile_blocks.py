@@ -9,7 +9,7 @@ from lightning import LightningModule
 
 from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.compilation import repeated_blocks
-from lightning_modules.base import keep_trained
+from lightning_modules.base import TrainedModule
 
 
 @pytest.mark.parametrize("fixture", ["policy", "student"])
@@ -22,7 +22,7 @@ def test_blocks_are_compiled_and_checkpoints_keep_their_names(request: pytest.Fi
         assert module.model.compiled is compiled
         assert all(("forward" in vars(b)) is compiled for b in repeated_blocks(module.model.transformer))
         checkpoint = {"state_dict": module.state_dict()}
-        keep_trained(checkpoint, module)
+        TrainedModule.on_save_checkpoint(module, checkpoint)
         names[compiled] = list(checkpoint["state_dict"])
     assert names[True] == names[False]
     assert any("lora_" in name for name in names[True])

@@ -15,14 +15,14 @@ from flow_rl.distributed.gradients import finite_everywhere
 from flow_rl.flow.guidance import Guidance
 from flow_rl.rl.objectives import micro_batches
 from flow_rl.rl.reward_metrics import combined, update_means
-from lightning_modules.base import ComputingModule
+from lightning_modules.base import TrainedModule
 
 GPU = torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(("status", "expected"), [(TrainerStatus.RUNNING, GPU), (TrainerStatus.FINISHED, "cpu")])
 def test_weights_that_rest_on_the_host_compute_on_the_root_device(status: TrainerStatus, expected) -> None:
-    module = ComputingModule()  # its weights are on the CPU, as under CPU offload
+    module = TrainedModule()  # its weights are on the CPU, as under CPU offload
     assert module.compute_device == torch.device("cpu")
     module._trainer = SimpleNamespace(state=SimpleNamespace(status=status), strategy=SimpleNamespace(root_device=GPU))
     assert module.compute_device == torch.device(expected)

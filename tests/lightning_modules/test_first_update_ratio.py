@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -42,8 +40,7 @@ def made(module: GRPOPolicy, dtype: torch.dtype) -> GRPOPolicy:
 
 
 def cut(module: GRPOPolicy, size: int) -> None:
-    module.objective_settings = replace(module.objective_settings, micro_batch_size=size)
-    module.objective.settings = module.objective_settings
+    module.objective.micro_batch_size = size
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
@@ -62,7 +59,7 @@ def test_policy_gradient(policy, kind, transition, dtype, lora) -> None:
     module = made(
         policy(kind, rollout=SMALL | {"transition": transition} | noise, objective={"updates": 2}, lora=lora), dtype
     )
-    rollout, _ = module.roll_out(BATCH)
+    rollout = module.roll_out(BATCH)
     for size in SIZES:
         cut(module, size)
         prepared = module.prepare(rollout, 0)
@@ -76,10 +73,10 @@ def test_policy_gradient(policy, kind, transition, dtype, lora) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_nft_starts_at_its_old_policy(policy, dtype, lora) -> None:
     """NFT has no ratio; what must be 0 is the distance to the old policy's velocity."""
-    module = policy("nft", rollout=SMALL, objective={"nft_steps": 2, "nft_reference_weight": 0.0}, lora=lora)
+    module = policy("nft", rollout=SMALL, objective={"num_levels": 2, "reference_weight": 0.0}, lora=lora)
     module = made(module, dtype)
     module.old = ShadowWeights(module.model.transformer)  # anew: dtype and adapter were changed after the first copy
-    rollout, _ = module.roll_out(BATCH)
+    rollout = module.roll_out(BATCH)
     for size in SIZES:
         cut(module, size)
         metrics = module.accumulate_gradients(rollout, ADVANTAGES, module.prepare(rollout, 0))
@@ -92,6 +89,6 @@ def test_guidance_in_both(policy, lora) -> None:
     module = made(
         policy("clipped", rollout=SMALL | {"cfg": "both"}, objective={"updates": 2}, lora=lora), torch.float32
     )
-    rollout, _ = module.roll_out(BATCH)
+    rollout = module.roll_out(BATCH)
     metrics = module.accumulate_gradients(rollout, ADVANTAGES, module.prepare(rollout, 0))
     assert float(metrics["ratio_deviation_max"]) == 0.0

@@ -18,7 +18,7 @@ BATCH = Prompts(
 )
 
 
-def rolled_out(module: GRPOPolicy) -> tuple[Rollout, torch.Tensor]:
+def rolled_out(module: GRPOPolicy) -> Rollout:
     module.configure_model()
     module.model.transformer.train()
     return module.roll_out(BATCH)
@@ -33,7 +33,7 @@ def gradients(module: GRPOPolicy, rollout: Rollout, advantages: torch.Tensor) ->
 
 def test_ratio_leaves_one_after_an_update(policy) -> None:
     module = policy("clipped", objective={"updates": 2})
-    rollout, _ = rolled_out(module)
+    rollout = rolled_out(module)
     prepared = module.prepare(rollout, 0)
     with torch.no_grad():
         module.model.transformer.proj_out.weight.mul_(1.01)
@@ -46,8 +46,9 @@ def test_ratio_leaves_one_after_an_update(policy) -> None:
 def test_gradients_do_not_depend_on_the_micro_batch(policy: Callable[..., GRPOPolicy], kind: str) -> None:
     found = []
     for size in (1, 4, 64):
-        module = policy(kind, objective={"micro_batch_size": size, "nft_steps": 2, "clip_range": 0.1})
-        rollout, _ = rolled_out(module)
+        settings = {"num_levels": 2} if kind == "nft" else {"clip_range": 0.1}
+        module = policy(kind, objective={"micro_batch_size": size} | settings)
+        rollout = rolled_out(module)
         found.append(gradients(module, rollout, torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2])))
     assert sum(g.square().sum() for g in found[0]) > 0
     for other in found[1:]:
@@ -60,7 +61,7 @@ def test_samples_do_not_depend_on_the_rollout_batch(policy, shared: bool) -> Non
     found = []
     for size in (3, 128):
         module = policy("clipped", rollout={"batch_size": size, "shared_noise": shared})
-        found.append(rolled_out(module)[0].trajectory)
+        found.append(rolled_out(module).trajectory)
     assert found[0].steps == found[1].steps
     for name in ("latents", "states", "next_states"):
         a, b = getattr(found[0], name), getattr(found[1], name)
@@ -68,17 +69,17 @@ def test_samples_do_not_depend_on_the_rollout_batch(policy, shared: bool) -> Non
 
 
 def test_shared_noise_gives_every_member_the_same_first_state(policy) -> None:
-    rollout, images = rolled_out(policy("clipped", rollout={"shared_noise": True}))
+    rollout = rolled_out(policy("clipped", rollout={"shared_noise": True}))
     first = rollout.trajectory.states[0].unflatten(0, (2, 3))
     assert torch.equal(first, first[:, :1].expand_as(first))
-    assert (images.unflatten(0, (2, 3)).std(dim=1) > 0).any()  # and then they part
+    assert (rollout.images.unflatten(0, (2, 3)).std(dim=1) > 0).any()  # and then they part
 
 
 def test_noise_differs_between_iterations_members_and_prompts(policy) -> None:
     module = policy("nft")
-    first = rolled_out(module)[0].trajectory.latents
+    first = rolled_out(module).trajectory.latents
     module.iteration = 1
-    second = rolled_out(module)[0].trajectory.latents
+    second = rolled_out(module).trajectory.latents
     everything = torch.cat([first, second])
     distances = torch.cdist(everything.flatten(1), everything.flatten(1)) + torch.eye(12) * 1e3
     assert float(distances.min()) > 1e-3
@@ -88,7 +89,7 @@ def test_noise_differs_between_iterations_members_and_prompts(policy) -> None:
 def test_no_unconditional_forward_in_the_update_under_hybrid_guidance(policy, monkeypatch, kind: str) -> None:
     """Counted: every row that the update evaluates carries its own prompt's embedding, never the blank one."""
     module = policy(kind)
-    rollout, _ = rolled_out(module)
+    rollout = rolled_out(module)
     blank = module.model.encode([""]).embeds[0]
     rows: list[torch.Tensor] = []
     forward = module.model.transformer.forward
@@ -105,7 +106,7 @@ def test_no_unconditional_forward_in_the_update_under_hybrid_guidance(policy, mo
 
 def test_guidance_in_both_does_evaluate_the_blank_prompt(policy, monkeypatch) -> None:
     module = policy("clipped", rollout={"cfg": "both"})
-    rollout, _ = rolled_out(module)
+    rollout = rolled_out(module)
     blank = module.model.encode([""]).embeds[0]
     seen = []
     forward = module.model.transformer.forward
@@ -123,7 +124,7 @@ def test_guidance_in_both_does_evaluate_the_blank_prompt(policy, monkeypatch) ->
 def test_nft_gradient_is_zero_without_advantages_at_the_old_policy(policy) -> None:
     """At v == v_old the two branches' errors are equal, so r = 1/2 leaves nothing (the reference term is 0 too)."""
     module = policy("nft")
-    rollout, _ = rolled_out(module)
+    rollout = rolled_out(module)
     still = gradients(module, rollout, torch.zeros(6))
     moving = gradients(module, rollout, torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2]))
     assert max(float(g.abs().max()) for g in still) < 1e-6 * max(float(g.abs().max()) for g in moving)
@@ -131,8 +132,8 @@ def test_nft_gradient_is_zero_without_advantages_at_the_old_policy(policy) -> No
 
 @pytest.mark.parametrize("common", [True, False])
 def test_common_noise_is_shared_in_a_group_and_nowhere_else(policy, common: bool) -> None:
-    module = policy("nft", objective={"nft_common_noise": common, "nft_sigma_low": 0.4})
-    rollout, _ = rolled_out(module)
+    module = policy("nft", objective={"common_noise": common, "sigma_low": 0.4})
+    rollout = rolled_out(module)
     sigma, x_t = module.objective.draws(rollout, update=0)
     level = sigma[0][:, None, None]
     noise = (x_t[0] - (1 - level) * rollout.trajectory.latents) / level
@@ -146,8 +147,8 @@ def test_common_noise_is_shared_in_a_group_and_nowhere_else(policy, common: bool
 def test_on_policy_nft_gives_the_gradient_of_a_fresh_old_policy_without_its_forward(policy) -> None:
     advantages, found, forwards = torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2]), [], []
     for decay in (0.0, 0.5):  # at the first iteration both old policies are the policy itself
-        module = policy("nft", objective={"old_decay": decay, "nft_steps": 2, "nft_reference_weight": 0.0})
-        rollout, _ = rolled_out(module)
+        module = policy("nft", objective={"old_decay": decay, "num_levels": 2, "reference_weight": 0.0})
+        rollout = rolled_out(module)
         assert (module.old is None) == (decay == 0)
         count, velocity = [0], module.model.velocity
 
@@ -164,8 +165,8 @@ def test_on_policy_nft_gives_the_gradient_of_a_fresh_old_policy_without_its_forw
 
 
 def test_the_reference_is_compared_at_the_same_states(policy) -> None:
-    module = policy("nft", objective={"old_decay": 0.0, "nft_reference_weight": 0.1})
-    rollout, _ = rolled_out(module)
+    module = policy("nft", objective={"old_decay": 0.0, "reference_weight": 0.1})
+    rollout = rolled_out(module)
     module.manual_backward = lambda loss: loss.backward()
     metrics = module.accumulate_gradients(rollout, torch.zeros(6), module.prepare(rollout, 0))
     assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-10)

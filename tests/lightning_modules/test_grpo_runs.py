@@ -18,6 +18,7 @@ from callbacks import ExportModel, ImageWriter, PhaseTimer, SampleGrids, TensorB
 from flow_rl.models import load_image_model
 from flow_rl.models.adapters import LoraSettings
 from tests.planted import Broken
+from tests.toy_policy import toy_rollout
 
 
 def trainer(directory: Path, steps: int, *callbacks, **changes) -> Trainer:
@@ -110,7 +111,7 @@ def test_everything_a_user_looks_at_is_in_tensorboard(policy, data, tmp_path) ->
 
 @pytest.mark.parametrize(
     ("kind", "objective"),
-    [("clipped", {"kl_weight": 0.04}), ("nft", {"nft_reference_weight": 0.01}), ("nft", {"nft_reference_weight": 0.0})],
+    [("clipped", {"kl_weight": 0.04}), ("nft", {"reference_weight": 0.01}), ("nft", {"reference_weight": 0.0})],
 )
 def test_no_chart_of_tensorboards_layout_is_empty(policy, data, tmp_path, kind, objective) -> None:
     callbacks = [PhaseTimer(peak_tflops=0.1), TensorBoardLayout(), UpdateProbe(every=1, prompts=2)]
@@ -153,20 +154,20 @@ def test_reward_outside_its_scale_stops_the_run(policy, data, tmp_path) -> None:
     images = torch.rand(3, 3, 32, 32)
     seven = type(batch)(ids=batch.ids, texts=("seven",), categories=batch.categories)
     with pytest.raises(ValueError, match=r"'broken' returned scores from .* 7.000"):
-        module.score(seven, images)
+        module.score(toy_rollout(seven, 3, images))
 
 
 def test_masked_scores_leave_the_loss_and_the_baseline(policy, data) -> None:
     module = policy("nft", rewards={"broken": Broken()})
     batch = data().train.select([0])
     nan = type(batch)(ids=batch.ids, texts=("nan",), categories=batch.categories)
-    outcome = module.score(nan, torch.rand(3, 3, 32, 32))
+    outcome = module.score(toy_rollout(nan, 3, torch.rand(3, 3, 32, 32)))
     assert outcome.scores.isnan().all()
     assert torch.equal(outcome.advantages, torch.zeros(3))
 
 
 def test_run_stops_after_updates_that_are_not_finite(policy, data, tmp_path) -> None:
-    module = policy("nft", objective={"max_skipped": 2})
+    module = policy("nft", max_skipped=2)
     module.configure_model()
     before = weights(module)
     original = module.objective.loss

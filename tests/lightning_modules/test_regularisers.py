@@ -20,7 +20,7 @@ def made(module: GRPOPolicy) -> tuple[GRPOPolicy, Rollout]:
     module.configure_model()
     module.model.transformer.train()
     module.manual_backward = lambda loss: loss.backward()
-    return module, module.roll_out(BATCH)[0]
+    return module, module.roll_out(BATCH)
 
 
 def move(module: GRPOPolicy) -> None:

@@ -17,18 +17,24 @@ from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR, ReduceLROnPlateau
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.windows import WindowSettings
 from flow_rl.models.adapters import LoraSettings
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.objectives import NFT, Clipped, Objective
+from flow_rl.rl.settings import AdvantageSettings, RolloutSettings
 from flow_rl.rl.settings_checks import check_settings
 from lightning_modules.base import check_optimizer, check_schedule
 from tests.expectations import does_not_raise
+from tests.toy_policy import OBJECTIVES
 
 #: ten steps with a shift of 3: the last goes from 0.25 down to 0
 SIGMAS = [3 * t / (1 + 2 * t) for t in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)]
 #: sixteen steps without a shift: the last goes from 0.06 down to 0
 FINE = [1 - i / 16 for i in range(17)]
 PG = {"num_steps": 10, "transition": "flow_sde", "guidance": Guidance(scale=2.5, low=0.6)}
-NFT = {"num_steps": 10, "transition": "ode", "guidance": Guidance(scale=2.5)}
+ODE = {"num_steps": 10, "transition": "ode", "guidance": Guidance(scale=2.5)}
 UNGUIDED = {"guidance": Guidance(scale=1.0), "cfg": "none"}
+
+
+def made(kind: str, **settings: object) -> Objective:
+    return OBJECTIVES[kind](**settings)
 
 
 def window(**settings: object) -> dict:
@@ -37,31 +43,28 @@ def window(**settings: object) -> dict:
 
 REFUSED = [
     # ------------------------------------------------ sizes and signs
-    (NFT | {"group_size": 1}, {"kind": "nft"}, "no baseline"),
-    (NFT | {"num_steps": 1}, {"kind": "nft"}, "num_steps is 1"),
-    (NFT, {"kind": "nft", "updates": 0}, "updates is 0"),
-    (NFT, {"kind": "nft", "std_floor": 0.0}, "must be positive"),
-    (PG, {"kind": "clipped", "clip_range": 0.0}, "must be positive"),
+    (ODE | {"group_size": 1}, {"kind": "nft"}, "no baseline"),
+    (ODE | {"num_steps": 1}, {"kind": "nft"}, "num_steps is 1"),
+    (ODE, {"kind": "nft", "updates": 0}, "updates is 0"),
+    (PG, {"kind": "clipped", "clip_range": 0.0}, "must be above 0"),
     (PG, {"kind": "clipped", "kl_weight": -0.01}, "kl_weight is -0.01"),
-    (NFT, {"kind": "nft", "nft_reference_weight": -1.0}, "nft_reference_weight is -1"),
-    (NFT, {"kind": "nft", "old_decay_growth": -0.1}, "old_decay_growth is -0.1"),
+    (ODE, {"kind": "nft", "reference_weight": -1.0}, "reference_weight is -1"),
+    (ODE, {"kind": "nft", "old_decay_growth": -0.1}, "old_decay_growth is -0.1"),
     # ------------------------------------------------ guidance
-    (NFT | {"cfg": "none"}, {"kind": "nft"}, "would be ignored"),
-    (NFT | {"guidance": Guidance(scale=1.0)}, {"kind": "nft"}, "no guidance"),
-    (NFT | {"guidance": Guidance(scale=0.5)}, {"kind": "nft"}, "leads away from the prompt"),
-    (NFT | {"guidance": Guidance(scale=2.5, high=0.2)}, {"kind": "nft"}, "no image would be guided"),
-    (NFT | {"cfg": "both"}, {"kind": "nft"}, "no meaning for nft"),
+    (ODE | {"cfg": "none"}, {"kind": "nft"}, "would be ignored"),
+    (ODE | {"guidance": Guidance(scale=1.0)}, {"kind": "nft"}, "no guidance"),
+    (ODE | {"guidance": Guidance(scale=0.5)}, {"kind": "nft"}, "leads away from the prompt"),
+    (ODE | {"guidance": Guidance(scale=2.5, high=0.2)}, {"kind": "nft"}, "no image would be guided"),
+    (ODE | {"cfg": "both"}, {"kind": "nft"}, "no meaning for NFT"),
     (PG | {"guidance": Guidance(scale=2.5)}, {"kind": "guarded"}, "wrong way"),
     # ------------------------------------------------ nft
-    (NFT | {"shared_noise": True}, {"kind": "nft"}, "identical"),
-    (NFT | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
-    (NFT, {"kind": "nft", "kl_weight": 0.04}, "set .* nft_reference_weight|nft_reference_weight instead"),
-    (NFT, {"kind": "nft", "step_weights": "noise"}, "no stochastic steps to weigh"),
-    (NFT, {"kind": "nft", "nft_sigma_low": 0.9, "nft_sigma_high": 0.3}, "0 <= low < high"),
-    (NFT, {"kind": "nft", "nft_sigma_low": 0.0, "nft_sigma_high": 0.2}, "would never shape an image"),
-    (NFT, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
-    (NFT, {"kind": "nft", "old_decay": 0.5, "old_decay_growth": 0.0}, "never reached"),
-    (NFT | {"batch_size": 4, "group_size": 8}, {"kind": "nft"}, "a group of 8 images is made at a time"),
+    (ODE | {"shared_noise": True}, {"kind": "nft"}, "identical"),
+    (ODE | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
+    (ODE, {"kind": "nft", "sigma_low": 0.9, "sigma_high": 0.3}, "0 <= low < high"),
+    (ODE, {"kind": "nft", "sigma_low": 0.0, "sigma_high": 0.2}, "would never shape an image"),
+    (ODE, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
+    (ODE, {"kind": "nft", "old_decay": 0.5, "old_decay_growth": 0.0}, "never reached"),
+    (ODE | {"batch_size": 4, "group_size": 8}, {"kind": "nft"}, "a group of 8 images is made at a time"),
     # ------------------------------------------------ stochastic steps
     (PG | {"transition": "ode"}, {"kind": "clipped"}, "no log-probability"),
     (PG | {"noise_level": 0.0}, {"kind": "clipped"}, "needs stochastic steps"),
@@ -85,14 +88,14 @@ REFUSED = [
 @pytest.mark.parametrize(("rollout", "objective", "message"), REFUSED)
 def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
+        check_settings(RolloutSettings(**rollout), made(**objective), SIGMAS)
 
 
 @pytest.mark.parametrize(
     ("rollout", "objective"),
     [
-        (NFT, {"kind": "nft"}),
-        (NFT | UNGUIDED, {"kind": "nft", "old_decay": 0.0}),
+        (ODE, {"kind": "nft"}),
+        (ODE | UNGUIDED, {"kind": "nft", "old_decay": 0.0}),
         (PG, {"kind": "clipped", "updates": 4, "kl_weight": 0.04, "step_weights": "noise"}),
         (PG, {"kind": "guarded", "clip_range": 2e-6, "step_weights": "noise"}),
         (PG | {"cfg": "both"}, {"kind": "clipped"}),
@@ -104,26 +107,29 @@ def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: di
 )
 def test_sound_settings_and_the_explicit_risk_pass(rollout: dict, objective: dict) -> None:
     with does_not_raise(ValueError):
-        check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
+        check_settings(RolloutSettings(**rollout), made(**objective), SIGMAS)
+
+
+def test_a_floor_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.advantages\.std_floor is 0\.0; it must be above 0"):
+        check_settings(RolloutSettings(**ODE), NFT(), SIGMAS, advantages=AdvantageSettings(std_floor=0.0))
 
 
 def test_a_window_that_does_nothing_is_told() -> None:
-    settings = RolloutSettings(**NFT | window(kind="sliding", count=3))
-    with pytest.warns(UserWarning, match="model.rollout.window has no effect under nft"):
-        check_settings(settings, ObjectiveSettings(kind="nft"), SIGMAS)
+    settings = RolloutSettings(**ODE | window(kind="sliding", count=3))
+    with pytest.warns(UserWarning, match="model.rollout.window has no effect under NFT"):
+        check_settings(settings, NFT(), SIGMAS)
 
 
 def test_guidance_on_a_fine_last_step_passes() -> None:
     guided = RolloutSettings(num_steps=16, transition="flow_sde", guidance=Guidance(scale=2.5))
     with does_not_raise(ValueError):
-        check_settings(guided, ObjectiveSettings(kind="clipped"), FINE)
+        check_settings(guided, Clipped(), FINE)
 
 
 def test_an_adapter_with_dropout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.lora\.dropout is 0\.1"):
-        check_settings(
-            RolloutSettings(**NFT), ObjectiveSettings(kind="nft"), SIGMAS, LoraSettings(rank=2, alpha=4, dropout=0.1)
-        )
+        check_settings(RolloutSettings(**ODE), NFT(), SIGMAS, LoraSettings(rank=2, alpha=4, dropout=0.1))
 
 
 def test_a_learning_rate_of_zero_is_refused() -> None:
@@ -166,7 +172,7 @@ def test_every_refusal_is_in_the_docs() -> None:
     documented = set(re.findall(r"`(?:rollout\.|objective\.)?([a-z_.]+)", text))
     for rollout, objective, _ in REFUSED:
         with pytest.raises(ValueError) as error:
-            check_settings(RolloutSettings(**rollout), ObjectiveSettings(**objective), SIGMAS)
-        named = re.search(r"model\.(?:rollout|objective)\.([a-z_.]+)", str(error.value))
+            check_settings(RolloutSettings(**rollout), made(**objective), SIGMAS)
+        named = re.search(r"model\.(?:rollout|objective|advantages)\.([a-z_.]+)", str(error.value))
         name = named[1].rstrip(".") if named else "transition"
         assert name in documented, f"{name}: {error.value}"

@@ -1,4 +1,4 @@
-"""Edits, both tasks at once, and iterations made in pieces."""
+"""Edits, both tasks at once, and iterations made in chunks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from flow_rl.flow.guidance import Guidance
 from flow_rl.monitoring.update_direction import probe_update
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.background import AsyncReward, ThreadedReward
-from flow_rl.rl.advantage_estimator import AdvantageSettings
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.settings import AdvantageSettings, RolloutSettings
 from lightning_modules import GRPOPolicy
 from tests.planted import Brightness
+from tests.toy_policy import OBJECTIVES, LastIteration
 
 BY_TASK = {"t2i": {"brightness": 0.5, "shared": 0.5}, "edit": {"shared": 0.25, "edits": 0.75}}
 
@@ -95,7 +95,7 @@ def test_no_unconditional_forward_updates_an_edit(policy, edits, monkeypatch, ki
     module.configure_model()
     module.model.transformer.train()
     batch = edits().train.select([0, 1])
-    rollout, _ = module.roll_out(batch)
+    rollout = module.roll_out(batch)
     blank = [e for i in range(2) for e in module.model.encode([""], batch.sources[i : i + 1]).embeds]
     rows: list[Tensor] = []
     forward = module.model.transformer.forward
@@ -128,7 +128,9 @@ def test_a_planted_reward_on_edits_rises_along_the_update(kind: str, tmp_path) -
             transition="ode" if kind == "nft" else "flow_sde",
             shared_noise=kind != "nft",
         ),
-        objective=ObjectiveSettings(kind=kind, micro_batch_size=64, nft_sigma_low=0.3, advantage_clip=2.0),
+        objective=OBJECTIVES[kind](
+            micro_batch_size=64, advantage_clip=2.0, **({"sigma_low": 0.3} if kind == "nft" else {})
+        ),
     )
     module.configure_model()
     module.manual_backward = lambda loss: loss.backward()
@@ -141,13 +143,13 @@ def test_a_planted_reward_on_edits_rises_along_the_update(kind: str, tmp_path) -
 def test_every_sample_is_scored_by_its_own_tasks_rewards_alone(policy, mixed, tmp_path) -> None:
     rewards = {name: Counting() for name in ("brightness", "shared", "edits")}
     module = policy("nft", rewards=rewards, reward_weights=BY_TASK)
-    trainer = run(tmp_path, 2)
+    trainer = run(tmp_path, 2, seen := LastIteration())
     trainer.fit(module, mixed)
     assert rewards["brightness"].tasks == ["t2i"] * 12  # two iterations of 2 prompts, groups of 3
     assert rewards["edits"].tasks == ["edit"] * 6
     assert sorted(rewards["shared"].tasks) == ["edit"] * 6 + ["t2i"] * 12
 
-    last = module.last_iteration
+    last = seen.iteration
     assert last.number == 1
     assert last.tasks == ("t2i",) * 6 + ("edit",) * 3
     assert [len(images) for images in last.images] == [len(latents) for latents in last.latents] == [6, 3]
@@ -192,22 +194,22 @@ def _logger(directory: Path) -> TensorBoardLogger:
     return TensorBoardLogger(directory, name="", version="", default_hp_metric=False)
 
 
-# --------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------- chunks
 
 
 @pytest.mark.parametrize(("kind", "updates"), [("nft", 1), ("clipped", 2)])
-def test_the_cut_into_pieces_changes_nothing(policy, mixed, tmp_path, kind: str, updates: int) -> None:
+def test_the_cut_into_chunks_changes_nothing(policy, mixed, tmp_path, kind: str, updates: int) -> None:
     found = []
-    for size in (3, 128):  # one prompt a piece, and a task a piece
+    for size in (3, 128):  # one prompt a chunk, and a task a chunk
         module = policy(
             kind,
             rollout={"batch_size": size},
-            objective={"updates": updates, "clip_range": 0.05},
+            objective={"updates": updates} | ({"clip_range": 0.05} if kind == "clipped" else {}),
             optimizer=partial(torch.optim.SGD, lr=1.0),
             rewards={"brightness": ThreadedReward(Brightness())},
         )
-        run(tmp_path, updates).fit(module, mixed)
-        found.append((weights(module), module.last_iteration))
+        run(tmp_path, updates, seen := LastIteration()).fit(module, mixed)
+        found.append((weights(module), seen.iteration))
     (first, few), (second, many) = found
     torch.testing.assert_close(few.scores, many.scores, atol=1e-5, rtol=0)
     torch.testing.assert_close(few.advantages, many.advantages, atol=1e-3, rtol=1e-3)
@@ -225,7 +227,7 @@ def _fresh(policy, kind: str) -> GRPOPolicy:
 
 
 class Chained(AsyncReward):
-    """Scores the first piece at once, and the second when `release` is called: not before, unless nobody does."""
+    """Scores the first chunk at once, and the second when `release` is called: not before, unless nobody does."""
 
     def __init__(self) -> None:
         self.pending: list[tuple[Future[Tensor], Tensor]] = []
@@ -330,9 +332,9 @@ def test_a_run_killed_in_an_iteration_resumes_bit_for_bit(
 
     if not whole_run:
         whole_run |= go(tmp_path / "whole", Brightness())
-    pieces = 3  # two prompts and an edit, each by itself
+    chunks = 3  # two prompts and an edit, each by itself
     with pytest.raises(RuntimeError, match="killed"):
-        go(tmp_path / "parts", Fails(at=pieces * (killed_in - 1) + 2))
+        go(tmp_path / "parts", Fails(at=chunks * (killed_in - 1) + 2))
     resumed = go(tmp_path / "parts", Brightness(), str(tmp_path / "parts" / "last.ckpt"))
     assert resumed["iteration"] == ITERATIONS
     assert resumed["ids"] == whole_run["ids"][killed_in - 1 :]

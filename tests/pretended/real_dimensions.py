@@ -31,9 +31,9 @@ from flow_rl.models.image_model import Conditioning
 from flow_rl.models.loading import FAMILIES, check_model_path, config_directory, read_config
 from flow_rl.models.pipeline_model import PipelineModel
 from flow_rl.planning.weights import build
-from flow_rl.rl.objectives import OBJECTIVES, Rollout, micro_batches
+from flow_rl.rl.objectives import Clipped, Rollout, micro_batches
 from flow_rl.rl.sampling import Branches, Sampler, group_rollout
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.settings import RolloutSettings
 from tests.pretended.device import pretended_cuda
 from tests.pretended.memory import LiveBytes
 from tests.pretended.tensor import PretendedTensor
@@ -317,7 +317,9 @@ class _Phases:
     def _rolled(self, trajectory: Any, branches: Branches) -> Rollout:
         given = self.dimensions
         return Rollout(
+            settings=self._settings,
             prompts=self._prompts,
+            images=torch.zeros(given.group * given.prompts, 3, 1, 1),  # on the host by now
             trajectory=trajectory,
             sigmas=self.model.sigmas(given.steps),
             conditioning=branches.repeat_interleave(given.group).conditional,
@@ -329,9 +331,7 @@ class _Phases:
 
     def _loss(self, rolled: Rollout) -> Tensor:
         given = self.dimensions
-        objective = OBJECTIVES["clipped"](
-            self._settings, ObjectiveSettings(kind="clipped", micro_batch_size=given.micro_batch)
-        )
+        objective = Clipped(micro_batch_size=given.micro_batch)
         samples = given.group * given.prompts
         pairs = next(iter(micro_batches(samples, 1, given.micro_batch)))
         return objective.loss(self.model, rolled, torch.zeros(samples), pairs, {}, samples)[0]

@@ -5,7 +5,10 @@ Shapes: N samples, S latent tokens, C latent channels, K trained steps a sample,
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +17,24 @@ from flow_rl.distributed.devices import to_device
 from flow_rl.flow.guidance import guide
 from flow_rl.flow.objectives import clipped_policy_loss, guarded_policy_loss, kl_to_reference, step_weights
 from flow_rl.flow.transitions import transition
+from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models import ImageModel
-from flow_rl.rl.objectives.base import Metrics, Objective, Pairs, Rollout, micro_batches
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl.objectives.base import (
+    Metrics,
+    Objective,
+    Pairs,
+    Rollout,
+    check_above_zero,
+    check_at_least,
+    micro_batches,
+)
+from flow_rl.rl.objectives.policy_gradient_checks import (
+    check_clip_range,
+    check_credit,
+    check_step_weights,
+    check_transition,
+)
+from flow_rl.rl.settings import RolloutSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,39 +60,78 @@ class ReplayedStep:
 
 
 class PolicyGradient(Objective):
-    """The clipped (or guarded) policy gradient on the stochastic steps, ratio cond / cond.
+    """A policy gradient on the stochastic steps, ratio cond / cond.
 
     The old log-probability is that of the stored next state under the same velocity as the new one, in micro-batches
     of the same shape: the ratio is exactly 1 at the first update, whatever guidance drew the states. Several updates
     share the old values of the weights that drew the rollout.
+
+    Args:
+        clip_range: half-width of the trust interval of the ratio, whose logarithm is a mean over dimensions.
+        step_weights: noise weights each trained step's loss by the noise it adds, over the mean of the trained steps
+            (TempFlow-GRPO).
+        kl_weight: of the KL divergence to the weights before training; 0 needs no reference.
+        **common: see `Objective`.
     """
 
     uses_window = True
+    charts: ClassVar = {"ratio and clipping": ("^update/.*ratio.*", "^update/.*clip.*")}
 
-    def __init__(self, rollout_settings: RolloutSettings, settings: ObjectiveSettings) -> None:
-        super().__init__(rollout_settings, settings)
-        self.uses_reference = settings.kl_weight > 0
+    def __init__(
+        self,
+        *,
+        clip_range: float,
+        step_weights: Literal["uniform", "noise"] = "uniform",
+        kl_weight: float = 0.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.clip_range = clip_range
+        self.step_weights = step_weights
+        self.kl_weight = kl_weight
 
-    def steps_a_sample(self, rollout: Rollout) -> int:
-        """See `Objective.steps_a_sample`."""
-        return len(rollout.trajectory.steps)
+    @property
+    def uses_reference(self) -> bool:
+        """See `Objective.uses_reference`."""
+        return self.kl_weight > 0
+
+    @property
+    def prepares_forwards(self) -> bool:
+        """See `Objective.prepares_forwards`."""
+        return self.updates > 1
+
+    def pairs_per_sample(self, settings: RolloutSettings) -> int:
+        """See `Objective.pairs_per_sample`: the steps of the window, as many in every iteration."""
+        return len(steps_of_iteration(settings.window, settings.num_steps, iteration=0, seed=0))
+
+    def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
+        """See `Objective.check`."""
+        super().check(settings, sigmas)
+        check_at_least(0, kl_weight=self.kl_weight)  # below 0 it would reward distance
+        check_above_zero(clip_range=self.clip_range)
+        check_transition(settings, sigmas, objective=type(self).__name__)
+        check_step_weights(settings, self.step_weights)
+        check_clip_range(self.clip_range, self.updates)
+        check_credit(settings, sigmas)
 
     def prepare(self, model: ImageModel, rollout: Rollout, update: int) -> dict[str, Tensor]:
         """See `Objective.prepare`. With a single update the old values are the new ones, detached: no forward."""
         assert update == 0, "the old values are those of the weights before the first update"
-        if self.settings.updates == 1:
+        if self.updates == 1:
             return {}
         return self._replay_all(model, rollout, {"log_prob": "log_prob", "mean": "mean"})
 
-    def prepare_reference(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare_reference(
+        self, model: ImageModel, rollout: Rollout, prepared: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """See `Objective.prepare_reference`: the reference's mean at the stored states."""
         return self._replay_all(model, rollout, {"mean_reference": "mean"})
 
     def _replay_all(self, model: ImageModel, rollout: Rollout, kept: dict[str, str]) -> dict[str, Tensor]:
         """Attributes of every pair's `ReplayedStep`, each (K, N, ...), under the names that `kept` gives them."""
-        samples, steps = len(rollout.conditioning), self.steps_a_sample(rollout)
+        samples, steps = len(rollout.conditioning), len(rollout.trajectory.steps)
         values: dict[str, list[Tensor]] = {name: [] for name in kept}
-        for pairs in micro_batches(samples, steps, self.settings.micro_batch_size, rollout.device):
+        for pairs in micro_batches(samples, steps, self.micro_batch_size, rollout.device):
             # Grad stays enabled so that the very same kernels run as in the update: the ratio must be exactly 1.
             step = self._replay(model, rollout, pairs)
             for name, attribute in kept.items():
@@ -82,7 +139,7 @@ class PolicyGradient(Objective):
         return {name: torch.cat(parts).unflatten(0, (samples, steps)).transpose(0, 1) for name, parts in values.items()}
 
     def _replay(self, model: ImageModel, rollout: Rollout, pairs: Pairs) -> ReplayedStep:
-        trajectory, settings = rollout.trajectory, self.rollout_settings
+        trajectory, settings = rollout.trajectory, rollout.settings
         x = trajectory.states[pairs.step, pairs.sample]
         sigma, sigma_next = (levels[pairs.step] for levels in rollout.step_sigmas)
         step = transition(
@@ -98,7 +155,7 @@ class PolicyGradient(Objective):
         return ReplayedStep(log_prob=log_prob, mean=step.mean, std=step.std, dt=sigma_next - sigma)
 
     def _velocity(self, model: ImageModel, rollout: Rollout, pairs: Pairs, x: Tensor, sigma: Tensor) -> Tensor:
-        guidance = self.rollout_settings.guidance
+        guidance = rollout.settings.guidance
         velocity = model.velocity(x, sigma, rollout.conditioning.select(pairs.samples))
         if rollout.unconditional is None:
             return velocity
@@ -110,7 +167,7 @@ class PolicyGradient(Objective):
         """The weight of each of the K trained steps."""
         index = torch.tensor(rollout.trajectory.steps)
         nothing = torch.zeros(len(index), 1)  # the std depends on the noise levels alone
-        sigmas, settings = rollout.sigmas, self.rollout_settings
+        sigmas, settings = rollout.sigmas, rollout.settings
         step = transition(
             settings.transition,
             nothing,
@@ -128,31 +185,79 @@ class PolicyGradient(Objective):
         rollout: Rollout,
         advantages: Tensor,
         pairs: Pairs,
-        prepared: dict[str, Tensor],
+        prepared: Mapping[str, Tensor],
         denominator: int,
     ) -> tuple[Tensor, Metrics]:
         """See `Objective.loss`."""
-        assert self.settings.updates == 1 or "log_prob" in prepared, "several updates need the stored old log-probs"
+        assert self.updates == 1 or "log_prob" in prepared, "several updates need the stored old log-probs"
         step = self._replay(model, rollout, pairs)
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
         weights = None
-        if self.settings.step_weights == "noise":
+        if self.step_weights == "noise":
             weights = self._step_weights(rollout)[pairs.step]
-        common = {
-            "log_prob": step.log_prob,
-            "log_prob_old": at.get("log_prob", step.log_prob.detach()),
-            "advantages": advantages[pairs.sample].to(step.log_prob.device),
-            "clip_range": self.settings.clip_range,
-            "weights": weights,
-            "denominator": denominator,
-        }
-        if self.settings.kind == "guarded":
-            mean_old = at.get("mean", step.mean.detach())
-            loss, metrics = guarded_policy_loss(**common, mean=step.mean, mean_old=mean_old, std=step.std, dt=step.dt)
-        else:
-            loss, metrics = clipped_policy_loss(**common)
+        loss, metrics = self._policy_loss(
+            step,
+            at,
+            log_prob=step.log_prob,
+            log_prob_old=at.get("log_prob", step.log_prob.detach()),
+            advantages=advantages[pairs.sample].to(step.log_prob.device),
+            clip_range=self.clip_range,
+            weights=weights,
+            denominator=denominator,
+        )
         if "mean_reference" in at:
             kl = kl_to_reference(step.mean, at["mean_reference"], step.noise_rate)
-            loss = loss + self.settings.kl_weight * kl.sum() / denominator
+            loss = loss + self.kl_weight * self.reference_scale * kl.sum() / denominator
             metrics = metrics | {"kl": kl.detach().mean()}
         return loss, metrics
+
+    @abstractmethod
+    def _policy_loss(self, step: ReplayedStep, at: dict[str, Tensor], **common: Any) -> tuple[Tensor, Metrics]:
+        """The loss without its KL term.
+
+        Args:
+            step: the pairs' steps under the weights applied now.
+            at: what is prepared, at the pairs.
+            **common: what every policy loss of `flow.objectives` takes.
+        """
+
+
+class Clipped(PolicyGradient):
+    """Flow-GRPO's clipped policy gradient (arXiv 2505.05470).
+
+    Args:
+        clip_range: see `PolicyGradient`. Published: 1e-4; 1e-5 for windows of one or two steps.
+        **settings: see `PolicyGradient` and `Objective`.
+    """
+
+    def __init__(self, *, clip_range: float = 1e-4, **settings: Any) -> None:
+        super().__init__(clip_range=clip_range, **settings)
+
+    def _policy_loss(self, step: ReplayedStep, at: dict[str, Tensor], **common: Any) -> tuple[Tensor, Metrics]:
+        return clipped_policy_loss(**common)
+
+
+class Guarded(PolicyGradient):
+    """GRPO-Guard: the ratio is centred step by step (arXiv 2510.22319).
+
+    Args:
+        clip_range: see `PolicyGradient`. Published: 2e-6.
+        **settings: see `PolicyGradient` and `Objective`.
+    """
+
+    def __init__(self, *, clip_range: float = 2e-6, **settings: Any) -> None:
+        super().__init__(clip_range=clip_range, **settings)
+
+    def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
+        """See `Objective.check`."""
+        if settings.transition == "cps":
+            raise ValueError(
+                "The Guarded objective centres the log-ratio of a Gaussian density, which cps does not give (its "
+                "published log-probability drops 1 / (2 std^2)). Set model.rollout.transition to 'flow_sde' or "
+                "'dance', or model.objective to flow_rl.rl.objectives.Clipped."
+            )
+        super().check(settings, sigmas)
+
+    def _policy_loss(self, step: ReplayedStep, at: dict[str, Tensor], **common: Any) -> tuple[Tensor, Metrics]:
+        mean_old = at.get("mean", step.mean.detach())
+        return guarded_policy_loss(**common, mean=step.mean, mean_old=mean_old, std=step.std, dt=step.dt)

@@ -5,6 +5,7 @@ The reward is planted (mean brightness), so that which way is up is known withou
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from datamodules.prompts import read_prompts
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.windows import WindowSettings
 from flow_rl.monitoring.update_direction import Probe, probe_update
-from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
+from flow_rl.rl import objectives
+from flow_rl.rl.objectives import Clipped, Objective
+from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import GRPOPolicy
 from tests.planted import Brightness
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-def probe(rollout: RolloutSettings, objective: ObjectiveSettings, *, prompts: int, step_size: float) -> Probe:
+def probe(rollout: RolloutSettings, objective: Objective, *, prompts: int, step_size: float) -> Probe:
     module = GRPOPolicy(
         model_path="demo/base",
         image_size=32,
@@ -42,15 +45,19 @@ def probe(rollout: RolloutSettings, objective: ObjectiveSettings, *, prompts: in
     return found
 
 
-def settings(*names: str) -> tuple[RolloutSettings, ObjectiveSettings]:
+def settings(*names: str) -> tuple[RolloutSettings, Objective]:
     """What the teacher's config says with others stacked on top."""
     stack = [OmegaConf.load(CONFIGS / f"{name}.yaml") for name in ("demo/t2i_teacher", *names)]
     model = OmegaConf.to_container(OmegaConf.merge(*[config.model.init_args for config in stack]), resolve=False)
     rollout, objective = model["rollout"], model["objective"]
+    kind = getattr(objectives, objective["class_path"].rpartition(".")[2])
+    taken = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters}
     rollout["guidance"] = Guidance(**rollout["guidance"])
     if "window" in rollout:
         rollout["window"] = WindowSettings(**rollout["window"])
-    return RolloutSettings(**rollout), ObjectiveSettings(**objective)
+    return RolloutSettings(**rollout), kind(
+        **{name: value for name, value in objective["init_args"].items() if name in taken}
+    )
 
 
 STACKS = [(), *(("objective/" + kind,) for kind in ("nft", "clipped", "guarded"))]
@@ -97,6 +104,6 @@ def test_guidance_on_a_coarse_last_step_turns_the_update_round(guidance: Guidanc
         batch_size=512,
         allow_coarse_guidance=True,
     )
-    found = probe(rollout, ObjectiveSettings(kind="clipped", micro_batch_size=64), prompts=32, step_size=0.2)
+    found = probe(rollout, Clipped(micro_batch_size=64), prompts=32, step_size=0.2)
     assert (found.slope > 0) is uphill
     assert found.not_uphill is not uphill

@@ -1,9 +1,9 @@
-"""Pieces of an iteration become advantages as soon as they can, and the same ones as all at once."""
+"""Rollouts get their advantages as soon as they can, and the same ones as all at once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,43 +14,41 @@ from torch import Tensor
 from flow_rl.batches import Prompts
 from flow_rl.distributed.shares import gather_ranks
 from flow_rl.flow.advantages import group_advantages
-from flow_rl.rl.advantage_estimator import Advantages, AdvantageSettings, Outcome, Scored
-from flow_rl.rl.reward_weights import FixedWeights, GroupGate, weights_by_task
-from flow_rl.rl.settings import ObjectiveSettings
+from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome
+from flow_rl.rl.objectives import Rollout
+from flow_rl.rl.reward_weights import FixedWeights, GroupFilter, weights_by_task
+from flow_rl.rl.settings import AdvantageSettings
 from tests.processes import launch
+from tests.toy_policy import toy_rollout
 
 NAMES = ("a", "b")
 WEIGHTS = {"t2i": {"a": 0.75, "b": 0.25}, "edit": {"b": 1.0}}
-OBJECTIVE = ObjectiveSettings(std_floor=0.1, advantage_clip=5.0)
+Scored = Iterator[tuple[Rollout, Tensor]]
 
 
-def piece(first: int, asked: list[int], scores: Tensor, *, edit: bool = False) -> Scored:
-    """One prompt with a group of three, and a note of when its scores were waited for."""
-
-    def join() -> Tensor:
-        asked.append(first)
-        return scores
-
+def rolled_out(first: int, *, edit: bool = False) -> Rollout:
+    """One prompt with a group of three."""
     sources = torch.zeros(1, 3, 2, 2) if edit else None
-    prompts = Prompts(ids=(first,), texts=("x",), categories=("c",), sources=sources)
-    return Scored(prompts=prompts, members=3, scores=join)
+    return toy_rollout(Prompts(ids=(first,), texts=("x",), categories=("c",), sources=sources), 3)
 
 
 SCORES = torch.tensor([[1.0, 2], [3, 2], [2, 5], [4, 1], [4, 3], [1, float("nan")]])
 
 
-def pieces(asked: list[int]) -> list[Scored]:
-    return [piece(7, asked, SCORES[:3]), piece(8, asked, SCORES[3:])]
+def scored(asked: list[int]) -> Scored:
+    """Two rollouts with their scores, and a note of when each was waited for."""
+    for identifier, scores in ((7, SCORES[:3]), (8, SCORES[3:])):
+        asked.append(identifier)
+        yield rolled_out(identifier), scores
 
 
-def made(settings: AdvantageSettings, gates: list[GroupGate] | None = None) -> Advantages:
-    return Advantages(
-        settings,
-        OBJECTIVE,
-        reward_names=NAMES,
-        weight_source=FixedWeights(WEIGHTS),
-        gates=gates or [],
+def estimate(
+    settings: AdvantageSettings, given: Iterable[tuple[Rollout, Tensor]], filters: Sequence[GroupFilter] = ()
+) -> Iterator[Outcome]:
+    estimator = AdvantageEstimator(
+        settings, clip=5.0, reward_names=NAMES, weight_source=FixedWeights(WEIGHTS), filters=filters
     )
+    return (outcome for _, outcome in estimator.estimate(given))
 
 
 def joined(outcomes: list[Outcome]) -> Tensor:
@@ -63,9 +61,9 @@ def expected(**changes) -> Tensor:
     return group_advantages(SCORES, groups, weights, std_floor=0.1, clip=5.0, **changes)
 
 
-def test_a_piece_does_not_wait_for_the_next_ones_scores() -> None:
+def test_a_rollout_does_not_wait_for_the_next_ones_scores() -> None:
     asked: list[int] = []
-    turn = made(AdvantageSettings()).in_turn(pieces(asked))
+    turn = estimate(AdvantageSettings(), scored(asked))
     outcomes = [next(turn)]
     assert asked == [7]
     outcomes.append(next(turn))
@@ -77,7 +75,7 @@ def test_a_piece_does_not_wait_for_the_next_ones_scores() -> None:
 )
 def test_switches_reach_the_advantages(changes: dict) -> None:
     asked: list[int] = []
-    turn = made(AdvantageSettings(**changes)).in_turn(pieces(asked))
+    turn = estimate(AdvantageSettings(**changes), scored(asked))
     outcomes = [next(turn)]
     assert asked == ([7, 8] if "batch_normalise" in changes else [7])  # what looks beyond a group waits for all
     outcomes += turn
@@ -85,7 +83,7 @@ def test_switches_reach_the_advantages(changes: dict) -> None:
     assert not torch.allclose(joined(outcomes), expected())
 
 
-class Refuse(GroupGate):
+class Refuse(GroupFilter):
     """Refuses one group and keeps what it was shown."""
 
     def __init__(self, group: int) -> None:
@@ -97,18 +95,18 @@ class Refuse(GroupGate):
 
 
 def test_a_refused_group_has_no_advantage_and_the_others_keep_theirs() -> None:
-    gate = Refuse(16)
-    outcomes = list(made(AdvantageSettings(), [gate]).in_turn(pieces([])))
+    refuse = Refuse(16)
+    outcomes = list(estimate(AdvantageSettings(), scored([]), [refuse]))
     assert torch.equal(outcomes[1].advantages, torch.zeros(3))
     torch.testing.assert_close(outcomes[0].advantages, expected()[:3])
-    assert [len(values) for values in gate.seen] == [6, 6, 6]
-    assert gate.seen[2].tolist() == [14] * 3 + [16] * 3
+    assert [len(values) for values in refuse.seen] == [6, 6, 6]
+    assert refuse.seen[2].tolist() == [14] * 3 + [16] * 3
 
 
 def test_an_edit_with_the_id_of_a_prompt_is_another_group() -> None:
     nan = float("nan")
-    edit = piece(7, [], torch.tensor([[nan, 1.0], [nan, 1], [nan, 4]]), edit=True)
-    outcomes = list(made(AdvantageSettings(batch_normalise=False), [Refuse(-1)]).in_turn([*pieces([]), edit]))
+    edit = rolled_out(7, edit=True), torch.tensor([[nan, 1.0], [nan, 1], [nan, 4]])
+    outcomes = list(estimate(AdvantageSettings(), [*scored([]), edit], [Refuse(-1)]))
     assert outcomes[2].groups.tolist() == [15] * 3
     assert outcomes[2].weights.tolist() == [[0.0, 1.0]] * 3
     values = torch.tensor([1.0, 1, 4])
@@ -119,8 +117,7 @@ def test_an_edit_with_the_id_of_a_prompt_is_another_group() -> None:
 def _rank(directory: Path) -> None:
     rank, store = int(os.environ["LOCAL_RANK"]), dist.FileStore(str(directory / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    own = [pieces([])[rank]]
-    outcomes = list(made(AdvantageSettings(batch_normalise=True)).in_turn(own))
+    outcomes = list(estimate(AdvantageSettings(batch_normalise=True), [list(scored([]))[rank]]))
     large = gather_ranks(torch.tensor([2**53 + 1 + rank]))
     torch.save((outcomes[0].advantages, large), directory / f"{rank}.pt")
     dist.barrier()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
 import torch
 from torch import Tensor
 
+from flow_rl.batches import Prompts
 from flow_rl.rewards import Reward, RewardFailure, Samples
 from flow_rl.rewards.background import AsyncReward, ThreadedReward
 from flow_rl.rl.phases import PhaseClock
-from flow_rl.rl.score_queue import PendingScores
+from flow_rl.rl.score_queue import ScoreQueue
 from flow_rl.rl.scoring import score_safely
 from tests.planted import Brightness, Broken
+from tests.toy_policy import toy_rollout
 
+#: two images of one prompt
+ROLLOUT = toy_rollout(Prompts(ids=(1,), texts=("a",), categories=("x",)), 2, images=torch.full((2, 3, 4, 4), 0.5))
 SAMPLES = Samples(images=torch.full((2, 3, 4, 4), 0.5), prompts=["a", "b"], categories=["x", "x"])
 
 
@@ -48,20 +53,27 @@ class Raises(Reward):
         raise RewardFailure("the service is gone")
 
 
+def queue_of(*, asks: Callable[[str, str], bool] = lambda name, task: True, **rewards: Reward) -> ScoreQueue:
+    return ScoreQueue(rewards, asks, PhaseClock())
+
+
 def test_a_blocking_reward_scores_while_the_caller_goes_on() -> None:
     gated = Gated()
-    with PendingScores({"gated": ThreadedReward(gated), "brightness": Brightness()}, PhaseClock()) as pending:
-        joins = [pending.submit(SAMPLES, ["gated", "brightness"]) for _ in range(2)]
-        gated.go.set()  # only now: a reward that were waited for in `submit` would have run into its time limit
-        for join in joins:
-            assert torch.equal(join(), torch.tensor([[4.0, 3.0], [4.0, 3.0]]))
+    with queue_of(gated=ThreadedReward(gated), brightness=Brightness()) as queue:
+        for _ in range(2):
+            queue.put(ROLLOUT)
+        gated.go.set()  # only now: a reward that were waited for in `put` would have run into its time limit
+        for rollout, scores in queue:
+            assert rollout.prompts is ROLLOUT.prompts
+            assert torch.equal(scores, torch.tensor([[4.0, 3.0], [4.0, 3.0]]))
     assert gated.calls == 2
 
 
 def test_a_reward_that_is_not_asked_is_nan_and_not_called() -> None:
     gated = Gated()
-    with PendingScores({"gated": gated, "brightness": Brightness()}, PhaseClock()) as pending:
-        scores = pending.submit(SAMPLES, ["brightness"])()
+    with queue_of(asks=lambda name, task: name != "gated", gated=gated, brightness=Brightness()) as queue:
+        queue.put(ROLLOUT)
+        [(_, scores)] = queue
     assert scores[:, 0].isnan().all()
     assert torch.equal(scores[:, 1], torch.tensor([3.0, 3.0]))
     assert gated.calls == 0
@@ -69,31 +81,31 @@ def test_a_reward_that_is_not_asked_is_nan_and_not_called() -> None:
 
 def test_the_first_failure_comes_up_and_cancels_everything_else() -> None:
     first, second = ByHand(), ByHand()
-    pending = PendingScores({"a": first, "b": second}, PhaseClock())
-    join = pending.submit(SAMPLES, ["a", "b"])
-    pending.submit(SAMPLES, ["a", "b"])
+    queue = queue_of(a=first, b=second)
+    queue.put(ROLLOUT)
+    queue.put(ROLLOUT)
     second.futures[1].set_exception(RewardFailure("the service is gone"))
     with pytest.raises(RewardFailure, match="the service is gone") as error:
-        join()  # its own futures never end: without the cancellation this would wait for ever
+        next(iter(queue))  # its own futures never end: without the cancellation this would wait for ever
     assert any("reward 'b'" in note for note in error.value.__notes__)
     assert all(future.cancelled() for future in (*first.futures, second.futures[0]))
 
 
-def test_a_failure_stops_the_next_piece_from_being_submitted() -> None:
+def test_a_failure_stops_the_next_rollout_from_being_submitted() -> None:
     reward = ByHand()
-    with PendingScores({"a": reward}, PhaseClock()) as pending:
-        pending.submit(SAMPLES, ["a"])
+    with queue_of(a=reward) as queue:
+        queue.put(ROLLOUT)
         reward.futures[0].set_exception(RewardFailure("gone"))
         with pytest.raises(RewardFailure, match="gone"):
-            pending.submit(SAMPLES, ["a"])
+            queue.put(ROLLOUT)
 
 
 def test_an_interrupt_leaves_nothing_under_way() -> None:
     reward = ByHand()
 
     def interrupted() -> None:
-        with PendingScores({"a": reward}, PhaseClock()) as pending:
-            pending.submit(SAMPLES, ["a"])
+        with queue_of(a=reward) as queue:
+            queue.put(ROLLOUT)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
