@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from flow_rl.batches import PromptData
 from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks
 from flow_rl.errors import RunStopped
 from flow_rl.models import ImageModel
 from flow_rl.models.adapters import LoraSettings, add_lora
+from flow_rl.models.memory import FrozenDtype
+from flow_rl.models.workload import Workload
+from flow_rl.planning.stage import Generator, Profile
 
 
 class ComputingModule(LightningModule):
-    """Knows the device on which its model computes."""
+    """Knows the device on which its model computes, and says what it takes before it has weights."""
+
+    def profile(self) -> Profile:
+        """The settings that the doctor checks; a subclass adds its own."""
+        return Profile(manual=not self.automatic_optimization)
+
+    def workload(self, data: PromptData | None, *, ranks: int) -> Workload | None:
+        """What one iteration asks of the generator; None where that is not counted.
+
+        Args:
+            data: the prompts; None where the data are no prompts.
+            ranks: processes that share them.
+        """
+        return None
 
     @property
     def compute_device(self) -> torch.device:
@@ -59,6 +77,10 @@ class ConfiguredOptimizer(ComputingModule):
 
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable | None
+
+    @override
+    def profile(self) -> Profile:
+        return replace(super().profile(), make_optimizer=self.make_optimizer)
 
     def trained(self) -> list[nn.Parameter]:
         """The weights that the optimizer holds."""
@@ -209,7 +231,11 @@ class TransformerTraining(ConfiguredOptimizer):
     """
 
     model: ImageModel | None
+    model_path: str
+    image_size: int
     lora: LoraSettings | None
+    frozen_dtype: FrozenDtype
+    gradient_checkpointing: bool
     gradient_clip: float
     seed: int
     iteration: int
@@ -217,6 +243,17 @@ class TransformerTraining(ConfiguredOptimizer):
     skipped: int
     #: what to look at where updates are not finite
     suspects: str
+
+    @override
+    def profile(self) -> Profile:
+        generator = Generator(
+            model_path=self.model_path,
+            image_size=self.image_size,
+            lora=self.lora,
+            frozen_dtype=self.frozen_dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        return replace(super().profile(), generator=generator)
 
     def choose_trained(self, model: ImageModel) -> None:
         """Say which of the transformer's weights are trained, and add the adapter if that is what is."""

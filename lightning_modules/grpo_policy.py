@@ -13,6 +13,7 @@ Shapes: P prompts, G images a prompt, N = P G samples, K rewards.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
-from flow_rl.batches import Prompts, TaskBatches
+from flow_rl.batches import PromptData, Prompts, TaskBatches
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
 from flow_rl.flow.windows import steps_of_iteration
@@ -29,6 +30,8 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FrozenDtype, WeightDtypes
+from flow_rl.models.workload import Workload
+from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.advantage_estimator import Advantages, AdvantageSettings, Outcome, Scored
 from flow_rl.rl.iteration import Iteration, Piece
@@ -43,6 +46,7 @@ from flow_rl.rl.settings import ObjectiveSettings, RolloutSettings
 from flow_rl.rl.settings_checks import check_settings
 from flow_rl.rl.shadow_weights import ShadowWeights, reference_weights
 from flow_rl.rl.silent_rewards import SilentRewards
+from flow_rl.rl.workload import policy_workload
 from lightning_modules.base import check_optimizer, check_positive
 from lightning_modules.image_module import EvaluationSteps
 from lightning_modules.updates import PolicyUpdates
@@ -130,6 +134,36 @@ class GRPOPolicy(PolicyUpdates, EvaluationSteps):
         self.last_iteration: Iteration | None = None
         self._silent = SilentRewards(objective.max_skipped)
         self.model: ImageModel | None = None
+
+    # ----------------------------------------------------------------- what it takes
+
+    @override
+    def profile(self) -> Profile:
+        guidances = {"model.rollout.guidance.scale": self.rollout_settings.guidance}
+        return replace(
+            super().profile(),
+            updates=self.objective_settings.updates,
+            num_steps={"model.rollout.num_steps": self.rollout_settings.num_steps},
+            guidances=guidances,
+            drawn_guidances=guidances,
+            rewards=self.rewards,
+            monitors=self.monitors,
+            trained_on={
+                task: [n for n, w in weights.items() if w > 0] for task, weights in self.reward_weights.items()
+            },
+        )
+
+    @override
+    def workload(self, data: PromptData | None, *, ranks: int) -> Workload:
+        return policy_workload(
+            model_path=self.model_path,
+            image_size=self.image_size,
+            rollout=self.rollout_settings,
+            objective=self.objective_settings,
+            adapter=self.lora is not None,
+            data=data,
+            ranks=ranks,
+        )
 
     # ----------------------------------------------------------------- set-up
 

@@ -25,7 +25,7 @@ from flow_rl.models import Conditioning
 from flow_rl.models.loading import FAMILIES, check_model_path
 from flow_rl.models.pipeline_model import PipelineModel
 from flow_rl.models.qwen_image_21 import TOKENS_A_SLOT
-from flow_rl.planning.losses import Loss
+from flow_rl.models.workload import Loss
 from flow_rl.planning.meter import META, Meter, Reading, hollow, metered
 from flow_rl.planning.weights import Components
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from flow_rl.errors import SettingError
+from flow_rl.models.workload import Workload
 from flow_rl.planning.compute import Compute, compute_of
 from flow_rl.planning.devices import Device
-from flow_rl.planning.losses import needs_unconditional
 from flow_rl.planning.memory import Memory, memory_of
 from flow_rl.planning.readings import micro_case, read
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.weights import Components
-from flow_rl.planning.workload import Workload, workload_of
+from flow_rl.planning.workload import workload_of
 
 #: share of a device's memory that a proposal fills
 HEADROOM = 0.9
@@ -59,12 +59,7 @@ def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> 
     if work is None:
         return None
     readings = read(setup, parts, work)
-    compute = compute_of(
-        work,
-        readings,
-        micro_batch=micro_case(setup, work).samples,
-        guided_update=needs_unconditional(setup.model),
-    )
+    compute = compute_of(work, readings, micro_batch=micro_case(setup, work).samples)
     memory = memory_of(setup, parts, work, readings)
     return Plan(setup=setup, parts=parts, work=work, memory=memory, compute=compute)
 
@@ -91,7 +86,7 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
             f"{fitting[0]} devices can, or set data.prompts_per_step to a multiple of {number} and accept another "
             "batch."
         )
-    shards = number if getattr(setup.model, "lora", None) is None or setup.shards > 1 else 1
+    shards = number if setup.generator.lora is None or setup.shards > 1 else 1
     for offload, checkpointing in _switches(shards):
         changes = {"offload": offload, "checkpointing": checkpointing}
         changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})

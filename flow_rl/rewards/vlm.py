@@ -102,6 +102,11 @@ class VLMReward(Reward):
             )
         self._totals = {"count": 0.0, "parsed": 0.0, "retried": 0.0, "outside": 0.0, "read": 0.0, "written": 0.0}
 
+    @property
+    @override
+    def judges_edits(self) -> bool:
+        return self.rubric.task == "edit"
+
     @override
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where no score could be read, or the image is not finite."""
