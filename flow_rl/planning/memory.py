@@ -122,7 +122,7 @@ class _Moments:
     def all(self) -> Iterator[Moment]:
         yield from self._rollout()
         if self.readings.teacher is not None:
-            yield self._teacher()
+            yield self._teacher(self.readings.teacher)
         yield from self._update()
         for drawing, (denoising, decoded) in self.readings.drawings.items():
             extra = tuple(self._beside(drawing))
@@ -153,8 +153,8 @@ class _Moments:
         if self.work.decodes:
             yield Moment(name="decode", items=(states, Item(name="VAE decoder", size=readings.decode.peak)))
 
-    def _teacher(self) -> Moment:
-        return Moment(name="teacher", items=(self._states(), *self._whole(), *_denoised(self.readings.teacher)))
+    def _teacher(self, reading: Denoising) -> Moment:
+        return Moment(name="teacher", items=(self._states(), *self._whole(), *_denoised(reading)))
 
     def _update(self) -> Iterator[Moment]:
         update = self.readings.update
@@ -218,7 +218,7 @@ def _largest(modules: Iterable[nn.Module]) -> int:
 
 def _latent_channels(parts: Components) -> int:
     """Channels of a latent token, as the transformer takes it."""
-    return parts.transformer.config.in_channels
+    return int(parts.transformer.config.in_channels)
 
 
 def _teachers(setup: Setup, parts: Components, work: Workload) -> list[Item]:

@@ -47,17 +47,18 @@ class Plan:
         return self.memory.peak
 
 
-def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> Plan | None:
+def make_plan(setup: Setup, parts: Components) -> Plan | None:
     """The plan of a run; None for stages whose work is not counted.
 
     Args:
         setup: the run.
         parts: its model on the meta device.
-        work: its workload, where it is known.
     """
-    work = work or workload_of(setup)
-    if work is None:
-        return None
+    work = workload_of(setup)
+    return None if work is None else _plan_of(setup, parts, work)
+
+
+def _plan_of(setup: Setup, parts: Components, work: Workload) -> Plan:
     readings = read(setup, parts, work)
     compute = compute_of(work, readings, micro_batch=micro_case(setup, work).samples)
     memory = memory_of(setup, parts, work, readings)
@@ -91,10 +92,11 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
         changes = {"offload": offload, "checkpointing": checkpointing}
         changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})
         mine = workload_of(changed)
+        assert mine is not None, "a plan is of a stage whose work is counted"
 
         def cut(size: int, changed: Setup = changed, mine: Workload = mine) -> Plan:
             batch = min(max(size, work.group_size), mine.samples_a_rank)
-            return make_plan(changed, plan.parts, replace(mine, micro_batch=size, rollout_batch=batch))
+            return _plan_of(changed, plan.parts, replace(mine, micro_batch=size, rollout_batch=batch))
 
         sizes = _halvings(max(1, mine.pairs // number))
         smallest = cut(sizes[-1])
