@@ -7,10 +7,11 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from flow_rl.planning.demands import Demanding, Demands
 from flow_rl.rl.shadow_weights import ShadowWeights
 
 
-class WeightEMA(Callback):
+class WeightEMA(Callback, Demanding):
     """Keeps `ema <- decay ema + (1 - decay) weights` and swaps it in while the module validates.
 
     Elementwise on each rank's own tensors: nothing is gathered or deep-copied, so it holds for sharded weights.
@@ -38,6 +39,10 @@ class WeightEMA(Callback):
         self._restored: dict[str, Any] | None = None
         self._last_step = 0
         self._updates = 0
+
+    @override
+    def demands(self) -> Demands:
+        return Demands(averages=("average (EMA)",))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,16 +18,18 @@ from typing_extensions import override
 
 from datamodules.prompts import FixedBatches
 from flow_rl.batches import Prompts
+from flow_rl.models.workload import Drawing
 from flow_rl.monitoring.alerts import Alert, bands_with_defaults
 from flow_rl.monitoring.hacking import Band, Finding, find_drift, find_hacking
 from flow_rl.monitoring.panel import Look, MonitorPanel
+from flow_rl.planning.demands import Demanding, Demands
 from flow_rl.rewards.composite import weighted_mean
 from flow_rl.rl.iteration import Iteration
 
 Action = Literal["warn", "stop", "raise_kl"]
 
 
-class HackingMonitor(Callback):
+class HackingMonitor(Callback, Demanding):
     """Draws a small fixed panel of validation prompts every few iterations and asks rewards and monitors about it.
 
     It alerts when the training reward rises while the mean of `model.monitors` falls, and when brightness, saturation,
@@ -92,6 +94,10 @@ class HackingMonitor(Callback):
         self.kl_scale = 1.0
         self._active: set[str] = set()
         self._restored: dict[str, Any] | None = None
+
+    @override
+    def demands(self) -> Demands:
+        return Demands(drawings=(Drawing(name="monitor", prompts=self.prompts, members=self.members),))
 
     # ----------------------------------------------------------------- hooks
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from typing_extensions import override
 
@@ -14,7 +15,7 @@ from flow_rl.models.images import to_uint8
 from lightning_modules.image_module import Drawn
 
 
-class ImageWriter(Callback):
+class ImageWriter(BasePredictionWriter):
     """Writes `<id>_<member>.png` and `index.jsonl` with id, member, prompt, category, task and file.
 
     An edit's file begins with `edit_`: both tasks may use the same ids.
@@ -25,36 +26,36 @@ class ImageWriter(Callback):
     """
 
     def __init__(self, directory: str, members: int | None = None) -> None:
+        super().__init__(write_interval="batch")
         if members is not None and members < 1:
             raise ValueError(f"ImageWriter members is {members}; it must be at least 1, or null for all.")
         self.directory, self.members = Path(directory), members
 
-    def _start(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "index.jsonl").write_text("", encoding="utf-8")
+    def _start(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "index.jsonl").write_text("", encoding="utf-8")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._start()
+        self._start(trainer)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._start()
+        self._start(trainer)
 
     @override
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Drawn, *args: Any, **kwargs: Any
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Drawn, *args: Any, **kwargs: Any
     ) -> None:
         if trainer.is_global_zero:  # every rank has all of them
-            self.write(outputs)
+            self.write(prediction)
 
     @override
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Drawn, *args: Any, **kwargs: Any
     ) -> None:
-        if trainer.is_global_zero:  # every rank has all of them
+        if trainer.is_global_zero:
             self.write(outputs)
 
     def write(self, drawn: Drawn) -> None:

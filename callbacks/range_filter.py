@@ -20,6 +20,7 @@ from flow_rl.batches import labels
 from flow_rl.curation.report import console_table
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.curation.selection import Selection, composite_ranges, group_ranges, select_prompts
+from flow_rl.planning.demands import Demanding, Demands
 from flow_rl.rewards.composite import weighted_mean
 from flow_rl.rl.iteration import Iteration
 from flow_rl.rl.reward_weights import GroupFilter, WeightSource
@@ -45,7 +46,7 @@ class ScoreRangeFilter(GroupFilter):
         return (ranges > self.threshold)[torch.searchsorted(distinct, groups)]
 
 
-class RewardRangeFilter(Callback):
+class RewardRangeFilter(Callback, Demanding):
     """Keeps the prompts, or the groups, whose raw composite range exceeds a threshold.
 
     Offline, with `scores`: the training prompts are chosen before the first batch, from what the base scored. Online:
@@ -85,6 +86,18 @@ class RewardRangeFilter(Callback):
         #: what was kept of each task
         self.selections: dict[str, Selection] = {}
         self._restored: dict[str, Any] = {}
+
+    @override
+    def demands(self) -> Demands:
+        paths = self.scores.values() if isinstance(self.scores, dict) else filter(None, [self.scores])
+        missing = (path for path in paths if not self.sample_missing and not Path(path).is_file())
+        return Demands(
+            missing=tuple(
+                f"RewardRangeFilter: no curated scores at '{path}'. Run train.py curate with the same config first, or "
+                "leave the filter out."
+                for path in missing
+            )
+        )
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from flow_rl.batches import Prompts
+from flow_rl.models.workload import Drawing
 from flow_rl.monitoring.update_direction import Probe, probe_gradient
+from flow_rl.planning.demands import Demanding, Demands
 
 _log = logging.getLogger(__name__)
 
 
-class UpdateProbe(Callback):
+class UpdateProbe(Callback, Demanding):
     """Logs the reward of fixed held-out prompts and noises before and a small step along the present gradient.
 
     The gradient is the one that the optimizer is about to use, so a probe costs two images a prompt and no rollout of
@@ -49,6 +51,11 @@ class UpdateProbe(Callback):
         self.downhill = 0
         self._held_out: list[Prompts] = []
         self._last = -1
+
+    @override
+    def demands(self) -> Demands:
+        drawing = Drawing(name="probe", prompts=self.prompts, keeps_latents=True, keeps_weights=True)
+        return Demands(drawings=(drawing,))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

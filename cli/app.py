@@ -197,6 +197,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
     # A pass over fixed annotations is streamed, rank by rank, and does know its length.
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+    # Batches are whole, and what is drawn names its prompts: no writer of predictions needs indices.
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     # Curation writes its scores as it goes; there is nothing to return.
     warnings.filterwarnings("ignore", message="predict returned None")
     # The frozen encoders are in eval mode on purpose.

@@ -77,14 +77,14 @@ def _answer(
     device: Device | None,
     fleet: tuple[int, Device] | None,
 ) -> None:
-    path = getattr(setup.model, "model_path", None)
+    generator = setup.profile.generator
     refuse(problems(setup))
     absent = [*missing, *problems_of_files(setup)]
-    parts = _parts(path, setup.model.lora) if hasattr(setup.model, "image_size") else None
-    if parts is None:
+    if generator is None:
         refuse(absent)
         print("The configuration is sound. Memory and speed are planned for stages that make images only.")
         return
+    path, parts = generator.model_path, _parts(generator.model_path, generator.lora)
     if options.stage != "fit":
         print("\n".join([*report.sources(path), *describe(setup), *report.parameters(parts)]))
         refuse([*absent, *problems_of_guidance(setup)])

@@ -9,15 +9,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from callbacks import RewardRangeFilter
+from flow_rl.batches import TaskPrompts
 from flow_rl.distributed.optimizers import why_unshardable
 from flow_rl.models.loading import FAMILIES, check_model_path
 from flow_rl.models.qwen_image import QwenImage
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.weights import Components, count, optimizer_bytes, trained
-from flow_rl.planning.workload import edits, tasks
 
 #: pipelines that take no source image
 TEXT_ONLY = "QwenImagePipeline"
@@ -50,9 +48,9 @@ def _found(setup: Setup, checks: Sequence[Check]) -> list[str]:
     return [message for check in chosen for message in check(setup)]
 
 
-def _parts(setup: Setup) -> list[tuple[str, Any]]:
+def _parts(setup: Setup) -> list[tuple[str, TaskPrompts]]:
     """The datamodule of each task, with the name of its settings."""
-    parts = tasks(setup.data)
+    parts = setup.tasks
     return [("data" if len(parts) == 1 else f"data.{task}", part) for task, part in parts.items()]
 
 
@@ -68,29 +66,29 @@ def _ranks_share_prompts(setup: Setup) -> Iterator[str]:
 
 
 def _sizes_agree(setup: Setup) -> Iterator[str]:
-    ours = getattr(setup.model, "image_size", None)
+    generator = setup.profile.generator
     for where, part in _parts(setup):
-        theirs = getattr(part, "image_size", None)
-        if ours is not None and theirs is not None and ours != theirs:
+        theirs = part.image_size
+        if generator is not None and theirs is not None and generator.image_size != theirs:
             yield (
-                f"model.image_size is {ours} and {where}.image_size {theirs}: source images would have another size "
-                "than those made of them. Set both alike."
+                f"model.image_size is {generator.image_size} and {where}.image_size {theirs}: source images would have "
+                "another size than those made of them. Set both alike."
             )
 
 
 def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
-    path = getattr(setup.model, "model_path", None)
-    if path is None or not hasattr(setup.model, "image_size") or setup.data is None:
+    if setup.profile.generator is None or setup.data is None:
         return
-    pipeline = check_model_path(path)
-    if FAMILIES[pipeline] is QwenImage and len(tasks(setup.data)) > 1:
+    path = setup.profile.generator.model_path
+    pipeline, edits = check_model_path(path), "edit" in setup.tasks
+    if FAMILIES[pipeline] is QwenImage and len(setup.tasks) > 1:
         yield (
             f"model.model_path '{path}' is a {pipeline}, which knows one task, but the data are for "
-            f"{' and '.join(tasks(setup.data))}: set model.model_path to Qwen/Qwen-Image-2.1, or use the datamodule of "
+            f"{' and '.join(setup.tasks)}: set model.model_path to Qwen/Qwen-Image-2.1, or use the datamodule of "
             "one task."
         )
-    elif FAMILIES[pipeline] is QwenImage and edits(setup.data) == (pipeline == TEXT_ONLY):
-        task, wanted = ("editing", "Edit-2509") if edits(setup.data) else ("text-to-image", "")
+    elif FAMILIES[pipeline] is QwenImage and edits == (pipeline == TEXT_ONLY):
+        task, wanted = ("editing", "Edit-2509") if edits else ("text-to-image", "")
         wanted = "-".join(filter(None, ("Qwen/Qwen-Image", wanted)))
         yield (
             f"model.model_path '{path}' is a {pipeline}, but the data are for {task}"
@@ -99,11 +97,9 @@ def _task_fits_checkpoint(setup: Setup) -> Iterator[str]:
 
 
 def _rewards_fit_task(setup: Setup) -> Iterator[str]:
-    weights, of_data = getattr(setup.model, "reward_weights", {}), tasks(setup.data)
-    for name, reward in getattr(setup.model, "rewards", {}).items():
-        judged = getattr(getattr(reward, "rubric", None), "task", None)
-        asked = [task for task in of_data if weights.get(task, {}).get(name, 0) > 0]
-        if judged == "edit" and "t2i" in asked:
+    asked = setup.profile.trained_on.get("t2i", ()) if "t2i" in setup.tasks else ()
+    for name, reward in setup.profile.rewards.items():
+        if reward.judges_edits and name in asked:
             yield (
                 f"model.rewards.{name} judges edits, but is asked about prompts without source images: use "
                 "datamodules.EditPairDataModule, a rubric for text-to-image, or weights by task (model.reward_weights)."
@@ -111,21 +107,19 @@ def _rewards_fit_task(setup: Setup) -> Iterator[str]:
 
 
 def _guidance_fits_family(setup: Setup) -> Iterator[str]:
-    rollout, path = getattr(setup.model, "rollout_settings", None), getattr(setup.model, "model_path", None)
-    guided = {} if rollout is None else {"model.rollout": rollout.guidance}
-    guided |= {f"model.teachers.{t}": teacher.guidance for t, teacher in getattr(setup.model, "teachers", {}).items()}
-    for where, guidance in guided.items():
+    for setting, guidance in setup.profile.guidances.items():
+        path, where = setup.generator.model_path, setting.removesuffix(".scale")
         rescales = FAMILIES[check_model_path(path)] is QwenImage
         if guidance.scale != 1 and rescales != guidance.rescale:
             yield (
-                f"{where}.guidance.rescale is {str(guidance.rescale).lower()}, but diffusers "
+                f"{where}.rescale is {str(guidance.rescale).lower()}, but diffusers "
                 f"{'rescales' if rescales else 'does not rescale'} the guidance of '{path}': what is trained would not "
                 f"be what is sampled later. Set it to {str(rescales).lower()}."
             )
 
 
 def _teachers_are_there(setup: Setup) -> Iterator[str]:
-    for task, teacher in getattr(setup.model, "teachers", {}).items():
+    for task, teacher in setup.profile.teachers.items():
         where = f"model.teachers.{task}"
         if teacher.path is not None:
             try:
@@ -139,20 +133,13 @@ def _teachers_are_there(setup: Setup) -> Iterator[str]:
             )
 
 
-def _curated_scores_are_there(setup: Setup) -> Iterator[str]:
-    for callback in setup.callbacks:
-        if isinstance(callback, RewardRangeFilter) and not callback.sample_missing:
-            scores = callback.scores
-            for path in scores.values() if isinstance(scores, dict) else filter(None, [scores]):
-                if not Path(path).is_file():
-                    yield (
-                        f"RewardRangeFilter: no curated scores at '{path}'. Run train.py curate with the same config "
-                        "first, or leave the filter out."
-                    )
+def _files_of_callbacks_are_there(setup: Setup) -> Iterator[str]:
+    for demands in setup.demands:
+        yield from demands.missing
 
 
 def _manual_optimization(setup: Setup) -> Iterator[str]:
-    if getattr(setup.model, "automatic_optimization", True):
+    if not setup.profile.manual:
         return
     if setup.trainer.get("gradient_clip_val"):
         yield "trainer.gradient_clip_val has no effect on this stage: set model.gradient_clip and leave it out."
@@ -164,7 +151,7 @@ def _manual_optimization(setup: Setup) -> Iterator[str]:
 
 
 def _whole_iterations(setup: Setup) -> Iterator[str]:
-    updates = setup.model.updates_per_step
+    updates = setup.profile.updates
     steps = setup.trainer.get("max_steps") or -1
     if steps > 0 and steps % updates:
         yield (
@@ -199,13 +186,12 @@ def _can_resume(setup: Setup) -> Iterator[str]:
 
 def _precision(setup: Setup) -> Iterator[str]:
     precision = str(setup.trainer.get("precision") or "32-true")
-    manual = not getattr(setup.model, "automatic_optimization", True)
     if precision.startswith("16"):
         yield (
             f"trainer.precision is {precision}: float16 overflows in these transformers. Use 32-true with a sharding "
             "strategy, which computes in bfloat16."
         )
-    elif precision == "bf16-true" and manual:
+    elif precision == "bf16-true" and setup.profile.manual:
         yield (
             "trainer.precision is bf16-true: weights in bfloat16 round away the small updates of reinforcement "
             "learning. Set it to 32-true; blocks compute in bfloat16 under a sharding strategy."
@@ -213,7 +199,7 @@ def _precision(setup: Setup) -> Iterator[str]:
 
 
 def _quantised_optimizer(setup: Setup) -> Iterator[str]:
-    make = getattr(setup.model, "make_optimizer", None)
+    make = setup.profile.make_optimizer
     if make is None or setup.shards == 1:
         return
     reason = why_unshardable(make)
@@ -224,7 +210,7 @@ def _quantised_optimizer(setup: Setup) -> Iterator[str]:
 def problems_of_copies(setup: Setup, parts: Components) -> list[str]:
     """What is wrong with training all weights of a large model on every rank, once it is built on the meta device."""
     trains = trained(parts.transformer)
-    size = 2 * 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
+    size = 2 * 4 * count(trains) + optimizer_bytes(setup.profile.make_optimizer).total(trains)
     if setup.ranks == 1 or setup.shards > 1 or size <= LARGEST_COPY:
         return []
     return [
@@ -239,8 +225,8 @@ def problems_of_disk(setup: Setup, parts: Components) -> list[str]:
     if not setup.checkpoints:
         return []
     trains = trained(parts.transformer)
-    size = 4 * count(trains) + optimizer_bytes(setup.model.make_optimizer).total(trains)
-    size += 4 * count(trains) * setup.ema
+    size = 4 * count(trains) + optimizer_bytes(setup.profile.make_optimizer).total(trains)
+    size += 4 * count(trains) * len(setup.averages)
     keep = max(checkpoint.save_top_k for checkpoint in setup.checkpoints)
     # The newest is written before an older one goes.
     needed = size * (max(1, keep) + 1)
@@ -269,7 +255,7 @@ FAULTS: tuple[Check, ...] = (
 )
 CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume)
 #: files that the run needs and its plan does not
-FILES: tuple[Check, ...] = (_teachers_are_there, _curated_scores_are_there)
+FILES: tuple[Check, ...] = (_teachers_are_there, _files_of_callbacks_are_there)
 #: those that have nothing to say of a run that only samples
 OF_TRAINING = (
     _ranks_share_prompts,
@@ -279,5 +265,5 @@ OF_TRAINING = (
     _quantised_optimizer,
     _can_resume,
     _teachers_are_there,
-    _curated_scores_are_there,
+    _files_of_callbacks_are_there,
 )

@@ -81,9 +81,15 @@ class AlternatingTaskDataModule(MixedTaskDataModule):
         """Names of the tasks that training batches are of."""
         return self.schedule.tasks
 
+    @override
     def task_at(self, batch: int) -> str:
-        """Task of the training batch `batch`, counted from the start of the run."""
         return self.schedule.task(batch)
+
+    @property
+    @override
+    def prompts_per_iteration(self) -> int:
+        """The most prompts that an iteration takes: those of the larger task, as a batch is of one."""
+        return max(part.prompts_per_step for part in self.tasks)
 
     @override
     def train_dataloader(self) -> DataLoader:

@@ -9,8 +9,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 from typing_extensions import override
 
 from datamodules.edit_pairs import EditPairDataModule
-from datamodules.prompts import PromptDataModule, PromptStream, whole_batches
-from datamodules.stream import StreamedDataModule
+from datamodules.prompts import PromptDataModule, PromptStream, TaskDataModule, whole_batches
 from flow_rl.batches import TaskBatches
 
 
@@ -29,7 +28,7 @@ class TaskStream(IterableDataset):
             yield TaskBatches(parts=parts)
 
 
-class MixedTaskDataModule(StreamedDataModule):
+class MixedTaskDataModule(TaskDataModule):
     """Text-to-image prompts and edits for `fit`; both, one task after the other, for `validate`, `test` and `predict`.
 
     An iteration takes `prompts_per_step` of each task's own module and is one optimizer step; groups are of one task.
@@ -48,8 +47,8 @@ class MixedTaskDataModule(StreamedDataModule):
             )
         self.tasks = (t2i, edit)
 
+    @override
     def by_task(self) -> dict[str, PromptDataModule]:
-        """The data of each task."""
         return {part.task: part for part in self.tasks}
 
     @override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from datamodules.jsonl import read_records
 from datamodules.stream import StreamedDataModule, batch_indices, epoch_order
-from flow_rl.batches import Prompts, PromptTable
+from flow_rl.batches import PromptData, Prompts, PromptTable
 
 
 def read_prompts(path: str) -> Prompts:
@@ -85,7 +86,16 @@ class FixedBatches(Dataset):
         return self.prompts.select(list(range(start, min(start + self.batch_size, len(self.prompts)))))
 
 
-class PromptDataModule(StreamedDataModule):
+class TaskDataModule(StreamedDataModule, PromptData):
+    """A data module of prompts, of one task or made of such of several."""
+
+    @override
+    @abstractmethod
+    def by_task(self) -> dict[str, PromptDataModule]:
+        """The data of each task."""
+
+
+class PromptDataModule(TaskDataModule):
     """Prompt files for `fit`, `validate`, `test` and `predict`.
 
     A run may be restricted to some of the training prompts. Its checkpoints remember which, and a run that goes on from
@@ -105,6 +115,8 @@ class PromptDataModule(StreamedDataModule):
 
     #: what the prompts ask for
     task = "t2i"
+    #: of source images; prompts alone have none
+    image_size: int | None = None
     #: hash of the ids that training is restricted to; empty for all
     restriction = ""
     _expected: str | None = None
@@ -151,6 +163,7 @@ class PromptDataModule(StreamedDataModule):
         """All prompts of a file."""
         return read_prompts(path)
 
+    @override
     def by_task(self) -> dict[str, PromptDataModule]:
         """The data of each task: here of one."""
         return {self.task: self}
@@ -259,7 +272,7 @@ def data_by_task(data: LightningDataModule | None) -> dict[str, PromptDataModule
     Raises:
         ValueError: data that have no prompts to choose from.
     """
-    if not hasattr(data, "by_task"):
+    if not isinstance(data, TaskDataModule):
         raise ValueError(
             f"Prompts are chosen and weighed by category, so the data must be a PromptDataModule or one made of them; "
             f"received {type(data).__name__}."

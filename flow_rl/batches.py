@@ -1,4 +1,4 @@
-"""What a batch holds, for every stage.
+"""What a batch holds, for every stage, and what is known of the data that batches come from.
 
 Shapes: P prompts, N samples, H height, W width.
 """
@@ -6,14 +6,51 @@ Shapes: P prompts, N samples, H height, W width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 #: what a prompt asks for: an image, or an edit of one
 TASKS = ("t2i", "edit")
+
+
+class TaskPrompts(Protocol):
+    """The prompts of one task.
+
+    Attributes:
+        prompts_per_step: prompts of one iteration, over all ranks.
+        eval_batch_size: prompts that are drawn at a time in an evaluation, over all ranks.
+        image_size: height and width of source images in pixels; None for prompts without them.
+    """
+
+    prompts_per_step: int
+    eval_batch_size: int
+    image_size: int | None
+
+
+class PromptData(ABC):
+    """Data whose training batches are prompts, of one task or of several."""
+
+    @abstractmethod
+    def by_task(self) -> Mapping[str, TaskPrompts]:
+        """The prompts of each task, by its name, one of `TASKS`."""
+
+    def task_at(self, batch: int) -> str | None:
+        """The task of a training batch, counted from the start of the run; None where batches are all alike."""
+        return None
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """The most prompts that an iteration takes, over all ranks: here those of all tasks together."""
+        return sum(part.prompts_per_step for part in self.by_task().values())
+
+    @property
+    def edits(self) -> bool:
+        """Whether any of the prompts come with source images; a run is then planned as if all did."""
+        return "edit" in self.by_task()
 
 
 class PromptTable(ABC):

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from flow_rl.batches import PromptData
 from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks
 from flow_rl.errors import RunStopped
+from flow_rl.models.workload import Workload
+from flow_rl.planning.stage import Profile
 from flow_rl.rl.phases import PhaseClock
 
 #: stop a run after so many steps in a row with a loss or gradient that is not finite
@@ -80,6 +83,21 @@ class TrainedModule(LightningModule):
     def hyperparameters(self) -> dict[str, Any]:
         """Settings to compare runs by, as one level of plain values."""
         return {}
+
+    def profile(self) -> Profile:
+        """The settings that the doctor checks; a subclass adds its own."""
+        return Profile(
+            manual=not self.automatic_optimization, make_optimizer=self.make_optimizer, updates=self.updates_per_step
+        )
+
+    def workload(self, data: PromptData | None, *, ranks: int) -> Workload | None:
+        """What one iteration asks of the generator; None where that is not counted.
+
+        Args:
+            data: the prompts; None where the data are no prompts.
+            ranks: processes that share them.
+        """
+        return None
 
     # ----------------------------------------------------------------- optimizer
 

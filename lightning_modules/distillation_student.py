@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from flow_rl.batches import Prompts
+from flow_rl.batches import PromptData, Prompts
 from flow_rl.distillation.settings import (
     BASE,
     DistillationSettings,
@@ -34,6 +34,7 @@ from flow_rl.distillation.settings import (
 from flow_rl.distillation.student_states import States, measure_gap, student_states
 from flow_rl.distillation.teachers import TeacherBank
 from flow_rl.distillation.velocity_gap import VelocityGap
+from flow_rl.distillation.workload import student_workload
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
 from flow_rl.flow.guidance import Guidance
@@ -44,6 +45,8 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
+from flow_rl.models.workload import Workload
+from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
@@ -140,6 +143,33 @@ class DistillationStudent(ImageModule):
         self.model: ImageModel | None = None
         self.bank: TeacherBank | None = None
 
+    # ----------------------------------------------------------------- what it takes
+
+    @override
+    def profile(self) -> Profile:
+        return replace(
+            super().profile(),
+            num_steps={"model.distillation.num_steps": self.distillation_settings.num_steps},
+            guidances={f"model.teachers.{t}.guidance.scale": teacher.guidance for t, teacher in self.teachers.items()},
+            # A student is drawn without its teachers, and is made for 1.
+            drawn_guidances={} if self.guidance == 1 else {"model.guidance": Guidance(scale=self.guidance)},
+            teachers=self.teachers,
+            rewards=self.rewards,
+        )
+
+    @override
+    def workload(self, data: PromptData | None, *, ranks: int) -> Workload:
+        return student_workload(
+            self.generator,
+            self.distillation_settings,
+            self.teachers,
+            data,
+            start_path=self.start_path,
+            shard_teachers=self.shard_teachers,
+            val_guidances=self.val_guidances,
+            ranks=ranks,
+        )
+
     # ----------------------------------------------------------------- set-up
 
     @override
@@ -218,8 +248,8 @@ class DistillationStudent(ImageModule):
         self.iteration += 1
 
     def _next_task(self) -> str | None:
-        task_at = getattr(self.trainer.datamodule, "task_at", None)
-        return None if task_at is None else task_at(self.iteration + 1)
+        data = self.trainer.datamodule
+        return data.task_at(self.iteration + 1) if isinstance(data, PromptData) else None
 
     def roll_out(self, batch: Prompts) -> States:
         """The student's own states of this iteration, without guidance."""

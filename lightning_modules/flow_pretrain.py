@@ -5,6 +5,7 @@ Shapes: N samples, S latent tokens, C latent channels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from flow_rl.flow.objectives import velocity_matching_loss
 from flow_rl.flow.schedule import noise_latents
 from flow_rl.models import ImageModel, load_image_model
 from flow_rl.models.loading import peek_grid
+from flow_rl.models.workload import Generator
+from flow_rl.planning.stage import Profile
 from lightning_modules.base import TrainedModule, check_optimizer, check_positive
 from strategies import distribute, is_sharded_run
 
@@ -73,6 +76,10 @@ class FlowPretrain(TrainedModule):
         self.seed = seed
         self.model: ImageModel | None = None
         self.validation_loss = MeanMetric()
+
+    @override
+    def profile(self) -> Profile:
+        return replace(super().profile(), generator=Generator(model_path=self.model_path, image_size=self.image_size))
 
     @override
     def configure_model(self) -> None:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
-from flow_rl.batches import Prompts, TaskBatches
+from flow_rl.batches import PromptData, Prompts, TaskBatches
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
 from flow_rl.models import ImageModel, load_image_model
@@ -29,6 +30,8 @@ from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FrozenDtype, WeightDtypes
+from flow_rl.models.workload import Workload
+from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome
 from flow_rl.rl.iteration import Iteration
@@ -43,6 +46,7 @@ from flow_rl.rl.settings import AdvantageSettings, RolloutSettings
 from flow_rl.rl.settings_checks import check_settings
 from flow_rl.rl.shadow_weights import AdapterOff, ShadowWeights, reference_weights
 from flow_rl.rl.silent_rewards import SilentRewards
+from flow_rl.rl.workload import policy_workload
 from lightning_modules.base import MAX_SKIPPED, check_optimizer, check_positive
 from lightning_modules.image_module import ImageModule
 from strategies import distribute, is_sharded_run
@@ -137,6 +141,25 @@ class GRPOPolicy(ImageModule):
         self.model: ImageModel | None = None
         self.old: ShadowWeights | None = None
         self.reference: ShadowWeights | AdapterOff | None = None
+
+    # ----------------------------------------------------------------- what it takes
+
+    @override
+    def profile(self) -> Profile:
+        guidances = {"model.rollout.guidance.scale": self.rollout_settings.guidance}
+        return replace(
+            super().profile(),
+            num_steps={"model.rollout.num_steps": self.rollout_settings.num_steps},
+            guidances=guidances,
+            drawn_guidances=guidances,
+            rewards=self.rewards,
+            monitors=self.monitors,
+            trained_on={task: [n for n, w in row.items() if w > 0] for task, row in self.reward_weights.items()},
+        )
+
+    @override
+    def workload(self, data: PromptData | None, *, ranks: int) -> Workload:
+        return policy_workload(self.generator, self.rollout_settings, self.objective, data, ranks=ranks)
 
     # ----------------------------------------------------------------- set-up
 

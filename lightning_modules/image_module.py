@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from flow_rl.batches import Captioned, Prompts, TaskBatches, labels
 from flow_rl.distributed.shares import Share
 from flow_rl.models import ImageModel
 from flow_rl.models.adapters import LoraSettings, add_lora
+from flow_rl.models.memory import FrozenDtype
+from flow_rl.models.workload import Generator
+from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
@@ -56,6 +59,8 @@ class ImageModule(TrainedModule):
     clock: PhaseClock
     #: the adapter that is trained; None trains all the transformer's weights
     lora: LoraSettings | None
+    frozen_dtype: FrozenDtype
+    gradient_checkpointing: bool
     model_path: str
     image_size: int
     seed: int
@@ -83,6 +88,21 @@ class ImageModule(TrainedModule):
     @override
     def trained(self) -> list[nn.Parameter]:
         return [p for p in self.model.transformer.parameters() if p.requires_grad]
+
+    @property
+    def generator(self) -> Generator:
+        """What is known of the generator before it loads."""
+        return Generator(
+            model_path=self.model_path,
+            image_size=self.image_size,
+            lora=self.lora,
+            frozen_dtype=self.frozen_dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+    @override
+    def profile(self) -> Profile:
+        return replace(super().profile(), generator=self.generator)
 
     @override
     def hyperparameters(self) -> dict[str, Any]:

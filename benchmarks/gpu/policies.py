@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.random_model import RandomQwenImage21, Scale, random_model, scale_of
 from benchmarks.gpu.rewards import PixelReward
+from flow_rl.batches import PromptData
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.windows import WindowSettings
 from flow_rl.models.adapters import LoraSettings
@@ -76,19 +77,33 @@ def random_weights(bench: Bench, dtype: torch.dtype | None = None) -> Iterator[N
         yield
 
 
+@dataclass(frozen=True, kw_only=True)
+class _One:
+    prompts_per_step: int = 1
+    eval_batch_size: int = 1
+    image_size: int | None = None
+
+
+class OnePrompt(PromptData):
+    """Data of one prompt an iteration.
+
+    Args:
+        task: of the prompt.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def by_task(self) -> dict[str, _One]:
+        return {self.task: _One()}
+
+
 def planned(bench: Bench, module: GRPOPolicy, *, edit: bool = False) -> Plan:
     """The doctor's plan of a policy on one device, one prompt an iteration."""
     scale = scale_of(bench)
     ours = module.lora
     parts: Components = bench.keep(f"parts {ours}", lambda: build(scale.card, ours))
-    tasks = {"edit" if edit else "t2i": SimpleNamespace(prompts_per_step=1)}
-    setup = Setup(
-        model=module,
-        data=SimpleNamespace(by_task=lambda: tasks),
-        trainer={"devices": 1},
-        callbacks=(),
-        run_directory="",
-    )
+    setup = Setup(model=module, data=OnePrompt("edit" if edit else "t2i"), trainer={"devices": 1})
     plan = make_plan(setup, parts)
     assert plan is not None, "a GRPO policy has a plan"
     return plan

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.annotation.annotations import Group, damaged_group, edit_group, render_tensor
+from demo.annotation.groups import Group, damaged_group, edit_group, render_tensor
 from demo.annotation.judgements import DAMAGE, IDENTITY, judge_alignment
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier

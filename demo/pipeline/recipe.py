@@ -32,6 +32,7 @@ _ANNOTATING = (
     "annotation/base_samples",
     "annotation/cases",
     "annotation/damage",
+    "annotation/groups",
     "annotation/judgements",
     "world/looks",
 )

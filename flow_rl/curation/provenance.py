@@ -90,6 +90,7 @@ def prompt_digests(table: PromptTable) -> Tensor:
     Returns:
         int64 (P,), in the table's order.
     """
+    assert dataclasses.is_dataclass(table), f"{type(table).__name__} is no dataclass"
     length, rows, common = len(table), [], {}
     for field in dataclasses.fields(table):
         value = getattr(table, field.name)

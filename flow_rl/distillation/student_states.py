@@ -137,10 +137,9 @@ def measure_gap(
         else:
             whole.enter_context(gathered(model.transformer))
         teacher = whole.enter_context(bank.playing(prompts.task))
-        prefixes = [
-            None if c is None else teacher.cache_prefix(c) for c in (branches.conditional, branches.unconditional)
-        ]
-        guided = guided_velocity(teacher, *prefixes, guidance)
+        conditional, blank = branches.conditional, branches.unconditional
+        unconditional = None if blank is None else teacher.cache_prefix(blank)
+        guided = guided_velocity(teacher, teacher.cache_prefix(conditional), unconditional, guidance)
 
         def recorded(latents: Tensor, index: int, sigma: float) -> Tensor:
             targets.append(guided(latents, index, sigma))

@@ -109,8 +109,14 @@ class TeacherBank:
         """Whether another transformer than the student's plays the task's teacher."""
         return task in self._keys
 
+    @property
+    def _own(self) -> TeacherSlot:
+        """The slot of teachers that the student's own transformer does not play."""
+        assert self.slot is not None, "there is a slot wherever a task has a key"
+        return self.slot
+
     def _transformer(self, task: str) -> nn.Module:
-        return self.slot.transformer if task in self._keys else self._student.transformer
+        return self._own.transformer if task in self._keys else self._student.transformer
 
     @contextmanager
     def gathered(self, task: str) -> Iterator[None]:
@@ -120,9 +126,9 @@ class TeacherBank:
         """
         with ExitStack() as whole:
             if task in self._keys:
-                self.slot.place(self._student.device)
-                self.slot.ready(self._keys[task])
-                whole.enter_context(gathered(self.slot.transformer))
+                self._own.place(self._student.device)
+                self._own.ready(self._keys[task])
+                whole.enter_context(gathered(self._own.transformer))
             yield
 
     def guidance(self, task: str) -> Guidance:
@@ -141,8 +147,8 @@ class TeacherBank:
     def prefetch(self, task: str | None) -> None:
         """Start bringing the teacher of a task in, ahead of need. Only a hint: None and unknown tasks are fine."""
         if task in self._keys:
-            self.slot.place(self._student.device)
-            self.slot.prefetch(self._keys[task])
+            self._own.place(self._student.device)
+            self._own.prefetch(self._keys[task])
 
     @contextmanager
     def playing(self, task: str) -> Iterator[ImageModel]:
@@ -151,8 +157,8 @@ class TeacherBank:
         adapter = _adapter_name(task) if self.teachers[task].adapter is not None else None
         transformer = self._transformer(task)
         if task in self._keys:
-            self.slot.place(self._student.device)
-            self.slot.ready(self._keys[task])
+            self._own.place(self._student.device)
+            self._own.ready(self._keys[task])
             use_adapter(transformer, adapter)
             yield self._counted(task, _with_transformer(self._student, transformer))
             return
@@ -203,13 +209,15 @@ class TeacherBank:
         active = [i for i, level in enumerate(levels) if guidance.active(level)]
         with self.playing(task) as teacher:
             velocity = teacher.velocity(latents, sigma, conditional)
+            if not active:
+                return velocity
+            assert unconditional is not None, "a guided teacher's states come with their unconditional branch"
             if len(active) == len(levels):
                 uncond = teacher.velocity(latents, sigma, unconditional)
                 return guide(velocity, uncond, guidance.scale, rescale=guidance.rescale)
-            if active:
-                rows = to_device(torch.tensor(active), latents.device)
-                uncond = teacher.velocity(latents[rows], sigma[rows], unconditional.select(active))
-                velocity[rows] = guide(velocity[rows], uncond, guidance.scale, rescale=guidance.rescale)
+            rows = to_device(torch.tensor(active), latents.device)
+            uncond = teacher.velocity(latents[rows], sigma[rows], unconditional.select(active))
+            velocity[rows] = guide(velocity[rows], uncond, guidance.scale, rescale=guidance.rescale)
         return velocity
 
 

@@ -44,7 +44,9 @@ class VelocityGap(Metric):
         """
         velocity, target = velocity.detach().flatten(1).float(), target.detach().flatten(1).float()
         # Edge by edge: a table of the edges would have to be copied to the device.
-        bins = sum((sigma >= edge).long() for edge in EDGES[1:-1])
+        bins = torch.zeros_like(sigma, dtype=torch.long)
+        for edge in EDGES[1:-1]:
+            bins += sigma >= edge
         rows = {
             "error": (velocity - target).square().mean(dim=1),
             "scale": target.square().mean(dim=1),

@@ -57,7 +57,8 @@ def shard(model: nn.Module, units: Sequence[ShardUnit], layout: Layout) -> None:
                 # The root's own weights are needed first in the backward pass: they stay.
                 reshard_after_forward=module is not unit.root,
             )
-            module.reshards_after_forward = module is not unit.root
+            # The stubs of nn.Module know tensors and modules as attributes, and no others.
+            module.reshards_after_forward = module is not unit.root  # type: ignore[assignment]
         _materialise(unit.root, device)
     _tie(model, before)
 
@@ -102,7 +103,8 @@ def release(module: nn.Module) -> None:
     """Give the whole weights up again; the shards, which the optimizer steps on, are what is left."""
     for part in _parts(module):
         part.reshard()
-        part.set_reshard_after_forward(part.reshards_after_forward, recurse=False)
+        kept = part.reshards_after_forward  # type: ignore[attr-defined]  # set where the part was sharded
+        part.set_reshard_after_forward(kept, recurse=False)
         part.set_reshard_after_backward(True, recurse=False)
 
 

@@ -68,6 +68,9 @@ class Agreement(Metric):
 
     full_state_update = False
     higher_is_better = True
+    predictions: list[Tensor]
+    truths: list[Tensor]
+    groups: list[Tensor]
 
     def __init__(self, *, tie_margin: float = 0.5, bins: int = 8) -> None:
         super().__init__()

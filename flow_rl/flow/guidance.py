@@ -79,4 +79,5 @@ def guide(cond: Tensor, uncond: Tensor, scale: float, *, rescale: bool = False) 
     norm = torch.linalg.vector_norm(combined, dim=-1, keepdim=True)
     # A token that guidance cancelled altogether has no direction to rescale: it stays zero.
     norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    return combined * (torch.linalg.vector_norm(cond, dim=-1, keepdim=True) / norm)
+    rescaled: Tensor = combined * (torch.linalg.vector_norm(cond, dim=-1, keepdim=True) / norm)
+    return rescaled

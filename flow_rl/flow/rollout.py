@@ -89,11 +89,12 @@ def rollout(
     with torch.set_grad_enabled(enable_grad):
         x = x.float()
         for i in range(start, stop):
-            stochastic = i in chosen
-            recorded = stochastic or record_all
+            # `_check_steps` has refused stochastic steps without noise.
+            noise = step_noise if i in chosen else None
+            recorded = noise is not None or record_all
             x = _rounded(x, store_dtype if recorded else None)
             step = transition(
-                kind if stochastic else "ode",
+                "ode" if noise is None else kind,
                 x,
                 velocity(x, i, levels[i]),
                 levels[i],
@@ -101,7 +102,7 @@ def rollout(
                 noise_level=noise_level,
                 sigma_cap=levels[1],
             )
-            x_next = step.sample(step_noise(i).to(x.device)) if stochastic else step.mean
+            x_next = step.mean if noise is None else step.sample(noise(i).to(x.device))
             if recorded:
                 x_next = _rounded(x_next, store_dtype)
                 steps.append(i)

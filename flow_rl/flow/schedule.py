@@ -45,9 +45,9 @@ def shift_mu(image_tokens: int, config: Mapping[str, Any]) -> float:
     """
     if image_tokens < 1:
         raise ValueError(f"image_tokens must be the number of latent tokens, from 1 up; received {image_tokens}.")
-    base_len = config.get("base_image_seq_len", 256)
-    base_shift = config.get("base_shift", 0.5)
-    slope = (config.get("max_shift", 1.15) - base_shift) / (config.get("max_image_seq_len", 4096) - base_len)
+    base_len: int = config.get("base_image_seq_len", 256)
+    base_shift: float = config.get("base_shift", 0.5)
+    slope: float = (config.get("max_shift", 1.15) - base_shift) / (config.get("max_image_seq_len", 4096) - base_len)
     return image_tokens * slope + (base_shift - slope * base_len)
 
 

@@ -137,11 +137,12 @@ def adapter_delta(name: str, module: BaseTunerLayer, state: Mapping[str, Tensor]
         module: the layer.
         state: whole weights of the model.
     """
-    return sum(
+    delta: Tensor = sum(
         module.scaling[adapter]
         * (state[f"{name}.lora_B.{adapter}.weight"].float() @ state[f"{name}.lora_A.{adapter}.weight"].float())
         for adapter in module.active_adapters
     )
+    return delta
 
 
 def save_adapter(transformer: ModelMixin, path: str | Path, *, name: str = STUDENT_ADAPTER) -> None:
@@ -170,7 +171,7 @@ def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) ->
         name: to switch to it by.
     """
     trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
-    before = next((layer.active_adapters for _, layer in adapted_layers(transformer)), [])
+    before: list[str] = next((layer.active_adapters for _, layer in adapted_layers(transformer)), [])
     with standing_in(transformer):
         transformer.load_lora_adapter(
             str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
@@ -236,7 +237,7 @@ def check_adapter(path: str | Path, transformer: str | Path) -> None:
 
 
 def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
-    found = {}
+    found: dict[str, list[int]] = {}
     for file in files:
         with safe_open(file, framework="pt") as weights:
             found |= {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118

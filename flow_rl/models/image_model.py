@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from flow_rl.models.flops import Flops
 from flow_rl.models.memory import WeightDtypes
 from flow_rl.models.shard_units import ShardUnit
 from flow_rl.models.stored import WeightReader
+
+if TYPE_CHECKING:  # diffusers takes seconds to import
+    from diffusers import ModelMixin
 
 BlockForward = Callable[..., Tensor]
 
@@ -83,7 +86,7 @@ class ImageModel(nn.Module, ABC):
         stored: reads the weights of a model that was loaded without them; None for the others.
     """
 
-    transformer: nn.Module
+    transformer: ModelMixin
     image_size: tuple[int, int]
     on_flops: Callable[[float], None] | None = None
     uniform_forwards: bool = False

@@ -79,7 +79,7 @@ def check_model_path(path: str | Path) -> str:
     name = _read_json(index).get("_class_name")
     if name not in FAMILIES:
         raise ValueError(f"'{path}' holds a {name}; supported families: {', '.join(FAMILIES)}.")
-    return name
+    return str(name)
 
 
 def read_config(path: str | Path, part: str) -> dict[str, Any]:
@@ -135,11 +135,12 @@ def peek_sample_sigmas(path: str | Path) -> list[float] | None:
     return family.sample_sigmas(_read_json(config_directory(path) / "model_index.json"))
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"'{path}', line {error.lineno}: not JSON ({error.msg}).") from None
+    return content
 
 
 def load_image_model(

@@ -34,6 +34,10 @@ class PipelineModel(ImageModel):
         image_size: default height and width in pixels.
     """
 
+    #: statistics by which latents are normalised
+    latents_mean: Tensor
+    latents_std: Tensor
+
     def __init__(self, pipeline: DiffusionPipeline, *, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.transformer = pipeline.transformer

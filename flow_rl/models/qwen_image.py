@@ -154,10 +154,11 @@ class QwenImage(PipelineModel):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`."""
         pixels = (images * 2 - 1)[:, :, None].to(self.vae.dtype)
-        modes = in_chunks(partial(encode_frame, self.vae), pixels, tuple(images.shape[2:]))
+        modes = in_chunks(partial(encode_frame, self.vae), pixels, (images.shape[2], images.shape[3]))
         latents = (modes - self.latents_mean) / self.latents_std
         samples, channels, _, height, width = latents.shape
-        return self._pipeline._pack_latents(latents, samples, channels, height, width)
+        packed: Tensor = self._pipeline._pack_latents(latents, samples, channels, height, width)
+        return packed
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -187,7 +188,7 @@ class QwenImage(PipelineModel):
             shapes.append((1, *conditioning.source_grid))
         embeds = [conditioning.embeds[row] for row in rows]
         text = pad_sequence(embeds, batch_first=True)
-        output = self.transformer(
+        output: Tensor = self.transformer(
             hidden_states=hidden.to(dtype),
             encoder_hidden_states=text.to(dtype),
             encoder_hidden_states_mask=valid_tokens([len(e) for e in embeds], latents.device),

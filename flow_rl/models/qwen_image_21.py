@@ -125,7 +125,7 @@ class QwenImage21(PipelineModel):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `ImageModel.encode_images`. Opaque images: the VAE's fourth channel is alpha."""
         pixels = to_rgba(images).to(self.vae.dtype)
-        modes = in_chunks(partial(encode_frame, self.vae), pixels, tuple(images.shape[2:]))
+        modes = in_chunks(partial(encode_frame, self.vae), pixels, (images.shape[2], images.shape[3]))
         latents = (modes - self.latents_mean) / self.latents_std
         return latents.flatten(2).transpose(1, 2)
 
@@ -223,7 +223,7 @@ class QwenImage21(PipelineModel):
     ) -> Tensor:
         dtype, samples = self.transformer.dtype, hidden.shape[0]
         target_slots = math.prod(shapes[-1]) // TOKENS_A_SLOT
-        output = self.transformer(
+        output: Tensor = self.transformer(
             hidden_states=hidden.to(dtype),
             encoder_hidden_states=text.to(dtype),
             encoder_hidden_states_mask=valid,
@@ -241,7 +241,8 @@ class QwenImage21(PipelineModel):
                 self.transformer, samples=samples, slots=slots.tolist(), source=source, target=target, mode=mode
             )
             # An extraction's output is thrown away: gradients come back through the keys it left.
-            self.count_flops(flops, cache.layer_caches[-1].k if mode == "extract" else output)
+            entry = output if cache is None or isinstance(cache, BatchCache) else cache.layer_caches[-1].k
+            self.count_flops(flops, entry)
         return output.float()
 
     def compiled_forward(self, eager: BlockForward, compiled: BlockForward) -> BlockForward:

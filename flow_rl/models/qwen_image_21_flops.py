@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from flow_rl.models.flops import Flops, attention, projections
 
+if TYPE_CHECKING:
+    from diffusers import QwenImage21Transformer2DModel
+
 
 def forward_flops(
-    transformer: nn.Module, *, samples: int, slots: Sequence[bool], source: int, target: int, mode: str | None
+    transformer: QwenImage21Transformer2DModel,
+    *,
+    samples: int,
+    slots: Sequence[bool],
+    source: int,
+    target: int,
+    mode: str | None,
 ) -> Flops:
     """Operations of one forward.
 
     Args:
-        transformer: a `QwenImage21Transformer2DModel`, with or without an adapter.
+        transformer: with or without an adapter.
         samples: in the batch.
         slots: for each token of the text encoder's sequence, whether it stands for a patch of the source image.
         source: latent tokens of the source image; 0 without one.

@@ -63,7 +63,8 @@ class OnePrompt(Layout):
     def values(self, cached: Tensor) -> Tensor:
         """See `Layout.values`: a view."""
         row = cached[self.index : self.index + 1, : self.length]
-        return _Repeated.apply(row, self.samples)
+        repeated: Tensor = _Repeated.apply(row, self.samples)
+        return repeated
 
 
 @dataclass(frozen=True, kw_only=True)

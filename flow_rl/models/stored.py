@@ -13,11 +13,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from typing_extensions import override
+
+if TYPE_CHECKING:  # both take seconds to import
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    ModelClass: TypeAlias = type[ModelMixin] | type[PreTrainedModel]
 
 #: what diffusers and transformers call the file of a component, or the index of several
 STEMS = ("diffusion_pytorch_model", "model")
@@ -57,7 +64,7 @@ class StoredComponent(WeightReader):
         ValueError: no safetensors in the directory.
     """
 
-    def __init__(self, directory: Path, kind: type[nn.Module]) -> None:
+    def __init__(self, directory: Path, kind: ModelClass) -> None:
         self._directory, self._kind = directory, kind
         self._files = _file_by_name(directory)
         self._loaded: dict[str, Tensor] | None = None
@@ -67,7 +74,8 @@ class StoredComponent(WeightReader):
         if self._loaded is not None:
             return self._loaded[name]
         with safe_open(self._files[name], framework="pt") as weights:
-            return weights.get_tensor(name)
+            tensor: Tensor = weights.get_tensor(name)
+            return tensor
 
     @override
     def shape(self, name: str) -> tuple[int, ...]:
@@ -167,10 +175,11 @@ def local_directory(path: str | Path) -> Path:
     return Path(DiffusionPipeline.download(str(path)))
 
 
-def component_class(directory: Path, component: str) -> type[nn.Module]:
+def component_class(directory: Path, component: str) -> ModelClass:
     """The class that model_index.json names for a component."""
     library, name = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))[component]
-    return getattr(importlib.import_module(library), name)
+    kind: ModelClass = getattr(importlib.import_module(library), name)
+    return kind
 
 
 def empty_component(directory: Path, component: str, dtype: torch.dtype) -> nn.Module:
@@ -181,7 +190,7 @@ def empty_component(directory: Path, component: str, dtype: torch.dtype) -> nn.M
     return empty_model(component_class(directory, component), directory / component, dtype)
 
 
-def empty_model(kind: type[nn.Module], directory: str | Path, dtype: torch.dtype) -> nn.Module:
+def empty_model(kind: ModelClass, directory: str | Path, dtype: torch.dtype) -> nn.Module:
     """A model of diffusers or transformers by the config in its directory; see `empty_component`."""
     from accelerate import init_empty_weights
 
@@ -194,10 +203,11 @@ def empty_model(kind: type[nn.Module], directory: str | Path, dtype: torch.dtype
                 parameter.data = parameter.data.to(dtype)
     if _is_of_transformers(kind):
         model.tie_weights()  # each parameter became another object as it was emptied
-    return model.eval()
+    emptied: nn.Module = model.eval()
+    return emptied
 
 
-def _is_of_transformers(kind: type[nn.Module]) -> bool:
+def _is_of_transformers(kind: ModelClass) -> bool:
     from transformers import PreTrainedModel
 
     return issubclass(kind, PreTrainedModel)

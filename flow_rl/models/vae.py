@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21
 
-    Autoencoder = AutoencoderKLQwenImage | AutoencoderKLQwenImage21
+    Autoencoder: TypeAlias = AutoencoderKLQwenImage | AutoencoderKLQwenImage21
 
 #: pixels the VAE takes at a time; one image of 1024 x 1024 needs about 7 GB of feature maps
 VAE_PIXELS = 1024 * 1024
@@ -41,6 +41,7 @@ def encode_frame(vae: Autoencoder, pixels: Tensor) -> Tensor:
     patch_size = vae.config.get("patch_size")
     if patch_size is not None:
         pixels = _patchify(pixels, patch_size=patch_size)
+    mean: Tensor
     mean, _log_variance = vae.quant_conv(vae.encoder(pixels)).chunk(2, dim=1)
     return mean
 
@@ -61,7 +62,7 @@ def decode_frame(vae: Autoencoder, latents: Tensor) -> Tensor:
     _check_single_frame(latents)
     # The residual shortcut of 2.1 doubles frames along with pixels, except for the first frame.
     first = {"first_chunk": True} if isinstance(vae, AutoencoderKLQwenImage21) else {}
-    images = vae.decoder(vae.post_quant_conv(latents), **first)
+    images: Tensor = vae.decoder(vae.post_quant_conv(latents), **first)
     patch_size = vae.config.get("patch_size")
     if patch_size is not None:
         images = _unpatchify(images, patch_size=patch_size)

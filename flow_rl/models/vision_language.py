@@ -58,7 +58,7 @@ def check_vlm_path(path: str | Path) -> str:
         raise ValueError(
             f"'{directory}' holds a model of type '{family}'; supported are {', '.join(FAMILIES.values())}."
         )
-    return family
+    return str(family)
 
 
 def load_empty_vlm(

@@ -52,6 +52,7 @@ class Alert:
                 f"{_points(finding.changes['panel'])}"
             )
         else:
+            assert band is not None, "a measure is outside of some band"
             title = "the pictures drift from the base's"
             what = (
                 f"the mean {finding.kind} of the panel changed by {finding.changes[finding.kind]:+.0%} "

@@ -180,6 +180,7 @@ class MonitorPanel:
         """Velocities of the blank prompt at the fixed latents, (U, L, entries that are kept)."""
         policy, share, device = self.policy, self._fixed, blank.embeds[0].device
         rows = list(share.rows)
+        assert self._latents is not None, "the first look fixes the latents"
         clean = self._latents[rows].to(device)
         # One member beyond those of the panel: noise that no image of it started from.
         noise = policy.sampler.initial_noise(
@@ -199,14 +200,15 @@ class MonitorPanel:
 
     def _drift(self, now: Tensor) -> Tensor:
         base = self._velocities
+        assert base is not None, "the first look fixes the velocities"
         distances = relative_distance(now.flatten(0, 1), base.flatten(0, 1))
         return distances.unflatten(0, base.shape[:2]).mean(dim=1)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | None]:
         """What the first look fixed."""
         return {"latents": self._latents, "velocities": self._velocities}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor | None]) -> None:
         """Restore what the first look of the run fixed."""
         self._latents, self._velocities = state["latents"], state["velocities"]
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from flow_rl.batches import Prompts
 from flow_rl.distributed.sharding import gathered
@@ -78,21 +79,21 @@ def stepped(parameters: Iterable[nn.Parameter], length: float) -> Iterator[bool]
     Yields:
         whether there is a direction: False, and nothing moved, where the gradient is zero or not finite.
     """
-    moving = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in moving])
-    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    moving = [(p, p.grad) for p in parameters if p.grad is not None]
+    total = torch.nn.utils.get_total_norm([gradient for _, gradient in moving])
+    norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
     if not (math.isfinite(norm) and norm > 0):
         yield False
         return
-    kept = [p.detach().clone() for p in moving]
+    kept = [p.detach().clone() for p, _ in moving]
     try:
         with torch.no_grad():
-            for parameter in moving:
-                parameter.sub_(parameter.grad, alpha=length / norm)
+            for parameter, gradient in moving:
+                parameter.sub_(gradient, alpha=length / norm)
         yield True
     finally:
         with torch.no_grad():
-            for parameter, value in zip(moving, kept, strict=True):
+            for (parameter, _), value in zip(moving, kept, strict=True):
                 parameter.copy_(value)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from flow_rl.flow.guidance import guide
@@ -25,7 +26,7 @@ from flow_rl.models import Conditioning
 from flow_rl.models.loading import FAMILIES, check_model_path
 from flow_rl.models.pipeline_model import PipelineModel
 from flow_rl.models.qwen_image_21 import TOKENS_A_SLOT
-from flow_rl.planning.losses import Loss
+from flow_rl.models.workload import Loss
 from flow_rl.planning.meter import META, Meter, Reading, hollow, metered
 from flow_rl.planning.weights import Components
 
@@ -197,10 +198,10 @@ def denoising(parts: Components, case: Case, guided: bool) -> Denoising:
                 velocities = []
                 for branch in cached:
                     grouped = _spread(branch, case.samples)
-                    v, reading = meter.read(lambda grouped=grouped: model.velocity(latents, _SIGMA, grouped))
+                    v, reading = meter.read(functools.partial(model.velocity, latents, _SIGMA, grouped))
                     velocities.append(v)
                     found.append(reading)
-                return guide(*velocities, 4.0) if guided else velocities[0]
+                return guide(velocities[0], velocities[1], 4.0) if guided else velocities[0]
 
             _, whole = meter.read(evaluate)
             return [prefix, whole, *found]
@@ -245,7 +246,7 @@ def update(parts: Components, case: Case, loss: Loss, *, guided: bool, checkpoin
 
 
 @contextmanager
-def _recomputing(transformer: nn.Module, checkpointing: bool) -> Iterator[None]:
+def _recomputing(transformer: ModelMixin, checkpointing: bool) -> Iterator[None]:
     """The transformer with or without gradient checkpointing inside the block."""
 
     def switch(on: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flow_rl.models.workload import Workload
 from flow_rl.planning.devices import Device
 from flow_rl.planning.readings import Readings
-from flow_rl.planning.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +25,16 @@ class Compute:
         return self.total / (device.tflops * 1e12 * utilisation)
 
 
-def compute_of(work: Workload, readings: Readings, *, micro_batch: int, guided_update: bool) -> Compute:
+def compute_of(work: Workload, readings: Readings, *, micro_batch: int) -> Compute:
     """Operations by phase; text encoder and VAE, a few per cent at 40 steps, are left out.
 
     Args:
         work: the iteration.
         readings: of its moments. A rollout's prefixes, computed once, are left out.
         micro_batch: pairs of the update that was read.
-        guided_update: whether it evaluates the unconditional branch, which counts as an evaluation of its own.
     """
     rollout, update = readings.rollout, readings.update
-    pair = micro_batch * (2 if guided_update else 1)
+    pair = micro_batch * (2 if work.guided_update else 1)  # the unconditional branch counts as an evaluation of its own
     cost = {
         "rollout, unconditional": (rollout.unconditional or rollout.conditional).flops / work.rollout_batch,
         "training": (update.forward.flops + update.backward.flops) / pair,

@@ -10,17 +10,19 @@ The forwards of an old policy or a reference are left out, because an update's f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from flow_rl.models.memory import FROZEN_DTYPES
+from flow_rl.models.workload import Drawing, Workload
+from flow_rl.planning.bench import Denoising
 from flow_rl.planning.readings import Readings
 from flow_rl.planning.setup import Setup
+from flow_rl.planning.stage import Profile
+from flow_rl.planning.stubs import PlannedVLMReward
 from flow_rl.planning.weights import Components, count, optimizer_bytes, step_bytes, trained
-from flow_rl.planning.workload import Workload
 
 FLOAT = 4
 
@@ -80,7 +82,7 @@ def memory_of(setup: Setup, parts: Components, work: Workload, readings: Reading
         work: its workload.
         readings: of its moments.
     """
-    always = tuple(item for item in _always(setup, parts) if item.size or item.host)
+    always = tuple(item for item in _always(setup, parts, work) if item.size or item.host)
     moments = _Moments(setup, parts, work, readings)
     return Memory(always=always, moments=tuple(_nonempty(moment) for moment in moments.all()))
 
@@ -89,11 +91,11 @@ def _nonempty(moment: Moment) -> Moment:
     return Moment(name=moment.name, items=tuple(item for item in moment.items if item.size or item.host))
 
 
-def _always(setup: Setup, parts: Components) -> Iterator[Item]:
+def _always(setup: Setup, parts: Components, work: Workload) -> Iterator[Item]:
     """Weights and what belongs to them."""
-    model, shards, host = setup.model, setup.shards, setup.offload
+    profile, dtypes, shards, host = setup.profile, setup.generator.dtypes, setup.shards, setup.offload
     trains = trained(parts.transformer)
-    values, held, text = count(trains), setup.dtypes.transformer.itemsize, setup.dtypes.text_encoder.itemsize
+    values, held, text = count(trains), dtypes.transformer.itemsize, dtypes.text_encoder.itemsize
 
     def shared(name: str, size: float) -> Item:
         share = math.ceil(size / shards)
@@ -101,13 +103,13 @@ def _always(setup: Setup, parts: Components) -> Iterator[Item]:
 
     yield shared("transformer", values * FLOAT + (count(parts.transformer.parameters()) - values) * held)
     yield shared("gradients", values * FLOAT)
-    yield shared("optimizer states", optimizer_bytes(model.make_optimizer).total(trains))
-    for name in _copies(setup):
+    yield shared("optimizer states", optimizer_bytes(profile.make_optimizer).total(trains))
+    for name in (*setup.averages, *work.copies):
         yield shared(name, values * FLOAT)
-    yield from _teachers(setup, parts)
+    yield from _teachers(setup, parts, work)
     yield shared("text encoder", count(parts.text_encoder.parameters()) * text)
     yield Item(name="VAE", size=count(parts.vae.parameters()) * FLOAT)
-    yield from _local_rewards(model)
+    yield from _local_rewards(profile)
 
 
 class _Moments:
@@ -120,12 +122,12 @@ class _Moments:
     def all(self) -> Iterator[Moment]:
         yield from self._rollout()
         if self.readings.teacher is not None:
-            yield self._teacher()
+            yield self._teacher(self.readings.teacher)
         yield from self._update()
-        for name, (denoising, decoded) in self.readings.drawings.items():
-            extra = tuple(self._beside(name))
-            yield Moment(name=f"{name}, denoise", items=(*extra, *self._whole(), *_denoised(denoising)))
-            yield Moment(name=f"{name}, decode", items=(*extra, Item(name="VAE decoder", size=decoded.peak)))
+        for drawing, (denoising, decoded) in self.readings.drawings.items():
+            extra = tuple(self._beside(drawing))
+            yield Moment(name=f"{drawing.name}, denoise", items=(*extra, *self._whole(), *_denoised(denoising)))
+            yield Moment(name=f"{drawing.name}, decode", items=(*extra, Item(name="VAE decoder", size=decoded.peak)))
 
     # ----------------------------------------------------------------- an iteration
 
@@ -134,7 +136,7 @@ class _Moments:
         encoder = self.parts.text_encoder
         # Under sharding: this layer and the next one, and the embedding, which belongs to the root.
         at_once = 2 * _largest(encoder.model.language_model.layers) + count(encoder.get_input_embeddings().parameters())
-        gathered = at_once * self.setup.dtypes.text_encoder.itemsize if self.setup.shards > 1 else 0
+        gathered = at_once * self.setup.generator.dtypes.text_encoder.itemsize if self.setup.shards > 1 else 0
         yield Moment(
             name="encode prompts",
             items=(
@@ -148,11 +150,11 @@ class _Moments:
         prefix = Item(name="prefix of both branches", size=readings.rollout.prefix.peak)
         yield Moment(name="prefix", items=(states, *whole, prefix))
         yield Moment(name="denoise", items=(states, *whole, *_denoised(readings.rollout)))
-        if not getattr(self.setup.model, "teachers", None):
+        if self.work.decodes:
             yield Moment(name="decode", items=(states, Item(name="VAE decoder", size=readings.decode.peak)))
 
-    def _teacher(self) -> Moment:
-        return Moment(name="teacher", items=(self._states(), *self._whole(), *_denoised(self.readings.teacher)))
+    def _teacher(self, reading: Denoising) -> Moment:
+        return Moment(name="teacher", items=(self._states(), *self._whole(), *_denoised(reading)))
 
     def _update(self) -> Iterator[Moment]:
         update = self.readings.update
@@ -161,7 +163,7 @@ class _Moments:
         back = Item(name="the backward at its fullest", size=update.backward.peak)
         yield Moment(name="update, forward", items=(self._states(), *self._whole(), kept, head))
         yield Moment(name="update, backward", items=(self._states(), *self._whole(), kept, back, *self._reduction()))
-        step = step_bytes(self.setup.model.make_optimizer) * count(trained(self.parts.transformer))
+        step = step_bytes(self.setup.profile.make_optimizer) * count(trained(self.parts.transformer))
         size = 0 if self.setup.offload else math.ceil(step / self.setup.shards)
         yield Moment(name="optimizer step", items=(self._states(), Item(name="optimizer's own tensors", size=size)))
 
@@ -171,13 +173,13 @@ class _Moments:
         """The transformer that is evaluated, where it rests in shards."""
         if self.setup.shards == 1:
             return ()
-        width = (self.setup.gathered_dtype or self.setup.dtypes.transformer).itemsize
+        width = (self.setup.gathered_dtype or self.setup.generator.dtypes.transformer).itemsize
         return (Item(name="gathered transformer", size=count(self.parts.transformer.parameters()) * width),)
 
     def _reduction(self) -> Iterator[Item]:
         """Gradients of a block on their way to its shards: in the dtype they have, and in float32 to be summed."""
         if self.setup.shards > 1 and trained(self.parts.transformer):
-            width = (self.setup.gathered_dtype or self.setup.dtypes.transformer).itemsize + FLOAT
+            width = (self.setup.gathered_dtype or self.setup.generator.dtypes.transformer).itemsize + FLOAT
             yield Item(name="a block's gradients, reduced", size=_largest(_units(self.parts)) * width)
 
     def _states(self) -> Item:
@@ -185,19 +187,20 @@ class _Moments:
         a_sample = self.work.target * self.channels * FLOAT
         return Item(name="latents kept", size=self.work.samples_a_rank * self.work.kept_a_sample * a_sample)
 
-    def _beside(self, occasion: str) -> Iterator[Item]:
-        """What an occasion holds while it draws."""
+    def _beside(self, drawing: Drawing) -> Iterator[Item]:
+        """What is held during a drawing."""
         trains = trained(self.parts.transformer)
-        if occasion == "probe" and self.setup.probes:
+        if drawing.keeps_latents:
             yield self._states()
+        if drawing.keeps_weights:
             size = math.ceil(count(trains) * FLOAT / self.setup.shards)
             yield Item(name="weights before the step", size=0 if self.setup.offload else size)
-        if occasion == "validation" and self.setup.ema:
+        if drawing.swaps_weights:
             largest = math.ceil(max(p.numel() for p in trains) * FLOAT / self.setup.shards)
             yield Item(name="one weight in exchange", size=0 if self.setup.offload else largest)
 
 
-def _denoised(denoising: Any) -> tuple[Item, ...]:
+def _denoised(denoising: Denoising) -> tuple[Item, ...]:
     return (
         Item(name="prefix keys and values", size=denoising.prefix.kept),
         Item(name="one guided evaluation", size=denoising.evaluation.peak),
@@ -208,46 +211,30 @@ def _units(parts: Components) -> list[nn.Module]:
     return list(parts.transformer.transformer_blocks)
 
 
-def _largest(modules: Any) -> int:
+def _largest(modules: Iterable[nn.Module]) -> int:
     """Parameters of the largest of some modules."""
     return max((count(module.parameters()) for module in modules), default=0)
 
 
 def _latent_channels(parts: Components) -> int:
     """Channels of a latent token, as the transformer takes it."""
-    return parts.transformer.config.in_channels
+    return int(parts.transformer.config.in_channels)
 
 
-def _copies(setup: Setup) -> list[str]:
-    """Copies of the trained weights, by name."""
-    names = ["average (EMA)"] if setup.ema else []
-    if hasattr(setup.model, "rollout_settings"):
-        objective = setup.model.objective
-        # An adapter is switched off to be the reference: no copy.
-        copied = objective.uses_reference and getattr(setup.model, "lora", None) is None
-        names += ["old policy"] * objective.uses_old_policy + ["reference"] * copied
-    return names
-
-
-def _teachers(setup: Setup, parts: Components) -> list[Item]:
+def _teachers(setup: Setup, parts: Components, work: Workload) -> list[Item]:
     """Room for one teacher on the device, and all of them on the host."""
-    model = setup.model
-    teachers = getattr(model, "teachers", None) or {}
-    paths = {teacher.path or model.model_path for teacher in teachers.values()}
-    if paths and model.lora is not None:
-        paths -= {model.start_path}  # the student's own transformer plays the teachers over the same weights
-    if not paths:
+    if work.teachers is None or not work.teachers.copies:
         return []
     values = sum(p.numel() for n, p in parts.transformer.named_parameters() if ".lora_" not in n)
-    a_value, shards = FROZEN_DTYPES[model.frozen_dtype].itemsize, setup.shards if model.shard_teachers else 1
+    a_value, shards = FROZEN_DTYPES[setup.generator.frozen_dtype].itemsize, setup.shards if work.teachers.sharded else 1
     size = math.ceil(values * a_value / shards)
-    return [Item(name="teacher in turn", size=size, host=size * len(paths))]
+    return [Item(name="teacher in turn", size=size, host=size * work.teachers.copies)]
 
 
-def _local_rewards(model: Any) -> list[Item]:
+def _local_rewards(profile: Profile) -> list[Item]:
     """Vision-language rewards that run in the process, one item a checkpoint."""
     found = {}
-    for reward in {**getattr(model, "rewards", {}), **(getattr(model, "monitors", None) or {})}.values():
-        if (size := getattr(reward, "planned_bytes", None)) is not None:
-            found[reward.path] = Item(name=f"reward model {reward.path}", size=size)
+    for reward in {**profile.rewards, **profile.monitors}.values():
+        if isinstance(reward, PlannedVLMReward):
+            found[reward.path] = Item(name=f"reward model {reward.path}", size=reward.planned_bytes)
     return list(found.values())

@@ -5,6 +5,8 @@ with their values, because shapes depend on them. Every storage counts from the 
 holds it any more, autograd's saved tensors included: peaks follow the code that runs, not a formula.
 
 Attention is replaced by a fused kernel's stand-in, which keeps queries, keys, values, the output and one number a row.
+Operations are counted by the formulas of `torch.utils.flop_counter`, what is recomputed included: the doctor estimates
+seconds. A run's own utilisation leaves recomputation out (`flow_rl.models.flops`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 META = torch.device("meta")
 aten = torch.ops.aten
@@ -184,14 +186,16 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, meter: Meter) -> Tensor:
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        ctx.meter, ctx.products = meter, 2.0 * query.shape[:-1].numel() * key.shape[-2] * query.shape[-1]
-        meter.flops += 2 * ctx.products
+        # A query's head reads one of keys and values, which several may share: as many as there are of queries.
+        heads = query.shape[:-2].numel()
+        ctx.meter, ctx.shapes = meter, [(1, heads, *tensor.shape[-2:]) for tensor in (query, key, value)]
+        meter.flops += sdpa_flop_count(*ctx.shapes)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        ctx.meter.flops += 5 * ctx.products  # scores once more, and the four products of their gradients
-        query, key, value, *_ = ctx.saved_tensors
+        query, key, value, output, _ = ctx.saved_tensors
+        ctx.meter.flops += sdpa_backward_flop_count((1, *ctx.shapes[0][1:3], output.shape[-1]), *ctx.shapes)
         return (*(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)), None)
 
 

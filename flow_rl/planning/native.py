@@ -7,7 +7,7 @@ be other images than the model's users see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from flow_rl.flow.guidance import Guidance
 from flow_rl.models.native import NativeSampling, native_sampling
@@ -16,10 +16,8 @@ from flow_rl.planning.setup import Setup
 
 def native_of(setup: Setup) -> NativeSampling | None:
     """The native sampling of the run's generator; None for a stage without one, or a generator of no released model."""
-    path = getattr(setup.model, "model_path", None)
-    if path is None or not hasattr(setup.model, "image_size"):
-        return None
-    return native_sampling(path)
+    generator = setup.profile.generator
+    return None if generator is None else native_sampling(generator.model_path)
 
 
 def describe(setup: Setup) -> list[str]:
@@ -48,14 +46,14 @@ def problems_of_guidance(setup: Setup) -> list[str]:
     return [
         f"{where} is {guidance.scale:g}, which is out of range for {native.model}: {_meant(native)}. "
         f"{_remedy(where, native)}"
-        for where, guidance in _guidances(setup)
+        for where, guidance in _guidances(setup).items()
         if guidance.scale > native.highest_guidance
     ]
 
 
 def _guidance_notes(setup: Setup, native: NativeSampling) -> Iterator[str]:
     highest = native.highest_guidance or float("inf")
-    for where, guidance in _guidances(setup):
+    for where, guidance in _guidances(setup).items():
         if guidance.scale > highest:
             continue  # a fault: see `problems_of_guidance`
         if guidance.scale != native.guidance:
@@ -71,31 +69,22 @@ def _guidance_notes(setup: Setup, native: NativeSampling) -> Iterator[str]:
 
 
 def _other_notes(setup: Setup, native: NativeSampling) -> Iterator[str]:
-    size = setup.model.image_size
+    size = setup.generator.image_size
     if size not in native.squares:
         yield (
             f"model.image_size is {size}; {native.model} is made for {_either(native.squares)}. At another size its "
             "images can be worse than what its users see: score the base at both (train.py test, --model.image_size) "
             "before you train."
         )
-    for group in ("rollout", "distillation"):
-        steps = getattr(getattr(setup.model, f"{group}_settings", None), "num_steps", None)
-        if steps is not None and steps not in native.num_steps:
+    for setting, steps in setup.profile.num_steps.items():
+        if steps not in native.num_steps:
             why = "" if steps > max(native.num_steps) else " Fewer cost less, and the rewards see coarser images."
-            yield f"model.{group}.num_steps is {steps}; {native.model} is sampled in {_either(native.num_steps)}.{why}"
+            yield f"{setting} is {steps}; {native.model} is sampled in {_either(native.num_steps)}.{why}"
 
 
-def _guidances(setup: Setup) -> Iterator[tuple[str, Guidance]]:
-    """Every guidance that the stage uses, with the setting that holds its scale."""
-    model = setup.model
-    if (rollout := getattr(model, "rollout_settings", None)) is not None:
-        yield "model.rollout.guidance.scale", rollout.guidance
-    teachers = getattr(model, "teachers", {})
-    if setup.stage == "fit":
-        for task, teacher in teachers.items():
-            yield f"model.teachers.{task}.guidance.scale", teacher.guidance
-    elif teachers and model.guidance != 1:  # a student is drawn without its teachers, and at 1
-        yield "model.guidance", Guidance(scale=model.guidance)
+def _guidances(setup: Setup) -> Mapping[str, Guidance]:
+    """Every guidance that the run uses, by the setting of its scale."""
+    return setup.profile.guidances if setup.stage == "fit" else setup.profile.drawn_guidances
 
 
 def _meant(native: NativeSampling) -> str:

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from flow_rl.errors import SettingError
+from flow_rl.models.workload import Workload
 from flow_rl.planning.compute import Compute, compute_of
 from flow_rl.planning.devices import Device
-from flow_rl.planning.losses import needs_unconditional
 from flow_rl.planning.memory import Memory, memory_of
 from flow_rl.planning.readings import micro_case, read
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.weights import Components
-from flow_rl.planning.workload import Workload, workload_of
+from flow_rl.planning.workload import workload_of
 
 #: share of a device's memory that a proposal fills
 HEADROOM = 0.9
@@ -47,24 +47,20 @@ class Plan:
         return self.memory.peak
 
 
-def make_plan(setup: Setup, parts: Components, work: Workload | None = None) -> Plan | None:
+def make_plan(setup: Setup, parts: Components) -> Plan | None:
     """The plan of a run; None for stages whose work is not counted.
 
     Args:
         setup: the run.
         parts: its model on the meta device.
-        work: its workload, where it is known.
     """
-    work = work or workload_of(setup)
-    if work is None:
-        return None
+    work = workload_of(setup)
+    return None if work is None else _plan_of(setup, parts, work)
+
+
+def _plan_of(setup: Setup, parts: Components, work: Workload) -> Plan:
     readings = read(setup, parts, work)
-    compute = compute_of(
-        work,
-        readings,
-        micro_batch=micro_case(setup, work).samples,
-        guided_update=needs_unconditional(setup.model),
-    )
+    compute = compute_of(work, readings, micro_batch=micro_case(setup, work).samples)
     memory = memory_of(setup, parts, work, readings)
     return Plan(setup=setup, parts=parts, work=work, memory=memory, compute=compute)
 
@@ -91,15 +87,16 @@ def fit(plan: Plan, number: int, device: Device) -> Plan:
             f"{fitting[0]} devices can, or set data.prompts_per_step to a multiple of {number} and accept another "
             "batch."
         )
-    shards = number if getattr(setup.model, "lora", None) is None or setup.shards > 1 else 1
+    shards = number if setup.generator.lora is None or setup.shards > 1 else 1
     for offload, checkpointing in _switches(shards):
         changes = {"offload": offload, "checkpointing": checkpointing}
         changed = replace(setup, changes=changes | {"ranks": number, "shards": shards})
         mine = workload_of(changed)
+        assert mine is not None, "a plan is of a stage whose work is counted"
 
         def cut(size: int, changed: Setup = changed, mine: Workload = mine) -> Plan:
             batch = min(max(size, work.group_size), mine.samples_a_rank)
-            return make_plan(changed, plan.parts, replace(mine, micro_batch=size, rollout_batch=batch))
+            return _plan_of(changed, plan.parts, replace(mine, micro_batch=size, rollout_batch=batch))
 
         sizes = _halvings(max(1, mine.pairs // number))
         smallest = cut(sizes[-1])

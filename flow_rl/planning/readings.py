@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
+from flow_rl.models.workload import Drawing, Workload
 from flow_rl.planning import bench
 from flow_rl.planning.bench import Case, Denoising, Precision, Update
-from flow_rl.planning.losses import loss_of, needs_unconditional
 from flow_rl.planning.meter import Reading
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.weights import Components
-from flow_rl.planning.workload import Drawing, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Readings:
         decode: latents of the rollout's batch to images.
         update: a micro-batch.
         teacher: prefix and evaluation of a micro-batch by a teacher; None without teachers.
-        drawings: the same as for the rollout, by occasion.
+        drawings: the same as for the rollout, of each drawing.
     """
 
     text: Reading
@@ -37,36 +36,30 @@ class Readings:
     decode: Reading
     update: Update
     teacher: Denoising | None
-    drawings: dict[str, tuple[Denoising, Reading]]
+    drawings: Mapping[Drawing, tuple[Denoising, Reading]]
 
 
 def read(setup: Setup, parts: Components, work: Workload) -> Readings:
     """Run every moment of a plan on the meta device."""
-    module = setup.model
     guided = any("unconditional" in phase.name for phase in work.phases)
-    taught = bool(getattr(module, "teachers", None))
-    rollout, micro = rollout_case(setup, work), micro_case(setup, work)
-    # Distillation encodes all prompts of an iteration at a time; a policy those of a rollout's batch.
-    prompts = max(1, math.ceil(work.groups / work.ranks)) if taught else rollout.prompts
+    rollout, micro, teachers = rollout_case(setup, work), micro_case(setup, work), work.teachers
+    prompts = max(1, work.prompts_a_rank) if work.encodes_all else rollout.prompts
     encoded = replace(rollout, prompts=prompts, samples=prompts)
     return Readings(
         text=bench.encode_text(parts, encoded),
         sources=bench.encode_sources(parts, encoded) if work.source else None,
         rollout=bench.denoising(parts, rollout, guided),
         decode=_decoded(parts, rollout),
-        update=bench.update(
-            parts, micro, loss_of(module), guided=needs_unconditional(module), checkpointing=setup.checkpointing
-        ),
-        teacher=bench.denoising(parts, micro, guided=work.guided_teacher) if taught else None,
-        drawings={drawing.name: _drawn(setup, parts, work, drawing) for drawing in work.drawings},
+        update=bench.update(parts, micro, work.loss, guided=work.guided_update, checkpointing=setup.checkpointing),
+        teacher=None if teachers is None else bench.denoising(parts, micro, guided=teachers.guided),
+        drawings={drawing: _drawn(setup, parts, work, drawing) for drawing in work.drawings},
     )
 
 
 def _drawn(setup: Setup, parts: Components, work: Workload, drawing: Drawing) -> tuple[Denoising, Reading]:
-    case = replace(rollout_case(setup, work), samples=drawing.samples, prompts=drawing.prompts)
-    guidance = getattr(getattr(setup.model, "rollout_settings", None), "guidance", None)
-    scales = [guidance.scale] if guidance else getattr(setup.model, "val_guidances", [1.0])
-    return bench.denoising(parts, case, any(scale != 1 for scale in scales)), _decoded(parts, case)
+    prompts = work.prompts_of(drawing)
+    case = replace(rollout_case(setup, work), samples=prompts * drawing.members, prompts=prompts)
+    return bench.denoising(parts, case, work.guided_drawings), _decoded(parts, case)
 
 
 def _decoded(parts: Components, case: Case) -> Reading:
@@ -75,8 +68,7 @@ def _decoded(parts: Components, case: Case) -> Reading:
 
 def rollout_case(setup: Setup, work: Workload) -> Case:
     """What a rollout denoises at a time."""
-    samples = work.rollout_batch
-    return _case(setup, work, samples, max(1, samples // work.group_size))
+    return _case(setup, work, work.rollout_batch, work.prompts_a_rollout)
 
 
 def micro_case(setup: Setup, work: Workload) -> Case:
@@ -86,16 +78,15 @@ def micro_case(setup: Setup, work: Workload) -> Case:
 
 
 def _case(setup: Setup, work: Workload, samples: int, prompts: int) -> Case:
-    module: Any = setup.model
-    gathered = setup.gathered_dtype
+    generator, gathered = setup.generator, setup.gathered_dtype
     return Case(
-        path=module.model_path,
+        path=generator.model_path,
         precision=Precision(
             trained=gathered or torch.float32,
-            frozen=gathered or setup.dtypes.transformer,
-            text=setup.dtypes.text_encoder,
+            frozen=gathered or generator.dtypes.transformer,
+            text=generator.dtypes.text_encoder,
         ),
-        size=module.image_size,
+        size=generator.image_size,
         samples=samples,
         prompts=prompts,
         text=work.text,

@@ -21,8 +21,7 @@ def gigabytes(size: float) -> str:
 def parameters(parts: Components) -> list[str]:
     """Lines on the components' sizes."""
     lines = ["parameters"]
-    for name in ("transformer", "text_encoder", "vae"):
-        module = getattr(parts, name)
+    for name, module in vars(parts).items():
         lines.append(f"  {name:<14}{count(module.parameters()):>17,}")
     return [*lines, f"  {'trained':<14}{count(trained(parts.transformer)):>17,}"]
 
@@ -96,11 +95,9 @@ def speed(plan: Plan, device: Device, utilisation: float) -> list[str]:
 def overrides(plan: Plan) -> list[str]:
     """The command line that makes a run as proposed."""
     work, setup = plan.work, plan.setup
-    group = "distillation" if hasattr(setup.model, "distillation_settings") else "objective"
-    rollout = "distillation" if group == "distillation" else "rollout"
     lines = [
         f"  --trainer.devices={work.ranks} --trainer.num_nodes=1   (or as many over several nodes)",
-        f"  --model.{group}.micro_batch_size={work.micro_batch} --model.{rollout}.batch_size={work.rollout_batch}",
+        f"  --{work.options.micro_batch}={work.micro_batch} --{work.options.rollout_batch}={work.rollout_batch}",
         f"  --model.gradient_checkpointing={str(setup.checkpointing).lower()}",
     ]
     if setup.offload:

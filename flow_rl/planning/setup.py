@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from flow_rl.models.memory import WeightDtypes
+from flow_rl.batches import PromptData, TaskPrompts
+from flow_rl.models.workload import Generator
+from flow_rl.planning.demands import Demands
+from flow_rl.planning.stage import Profile, Stage
 
 #: strategies (last part of the class path) that give each rank a share of weights, gradients and optimizer
 SHARDING = ("FSDP2Strategy", "ModelParallelStrategy", "FSDPStrategy")
@@ -22,36 +26,61 @@ class Setup:
     """One run.
 
     Attributes:
-        model: the LightningModule, without weights.
+        model: the stage, without weights.
         data: the datamodule; None where the config has none.
         trainer: the trainer's settings as written in the config.
-        callbacks: as built from it.
-        ema: whether an average of the weights is kept.
-        probes: the callbacks that probe the direction of updates.
-        monitors: the callbacks that watch for reward hacking.
+        demands: of the callbacks, in their order.
         checkpoints: the callbacks that write checkpoints.
         run_directory: where checkpoints are written.
         stage: `fit`, or `validate`, `test` or `predict`.
         changes: values that replace those of the config: `ranks`, `shards`, `offload`, `checkpointing`.
     """
 
-    model: Any
+    model: Stage
     data: Any
-    trainer: dict[str, Any]
-    callbacks: Sequence[Any]
-    ema: bool
-    probes: Sequence[Any]
-    monitors: Sequence[Any]
-    checkpoints: Sequence[Any]
-    run_directory: str
+    trainer: Mapping[str, Any]
+    demands: Sequence[Demands] = ()
+    checkpoints: Sequence[Any] = ()
+    run_directory: str = ""
     stage: str = "fit"
     changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What the stage says of itself."""
+        return self.model.profile()
+
+    @property
+    def generator(self) -> Generator:
+        """The generator of a stage that has one.
+
+        Raises:
+            ValueError: a stage without one.
+        """
+        if self.profile.generator is None:
+            raise ValueError(f"{type(self.model).__name__} trains no image generator: its memory is not planned.")
+        return self.profile.generator
+
+    @property
+    def prompts(self) -> PromptData | None:
+        """The data, where they are prompts."""
+        return self.data if isinstance(self.data, PromptData) else None
+
+    @property
+    def tasks(self) -> Mapping[str, TaskPrompts]:
+        """The prompts of each task; none where the data are no prompts."""
+        return {} if self.prompts is None else self.prompts.by_task()
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Names of the averages of the trained weights that callbacks keep."""
+        return tuple(name for demands in self.demands for name in demands.averages)
 
     @property
     def ranks(self) -> int:
         """Processes of the run: devices of a node times nodes. `auto` and -1 count as 1."""
         if "ranks" in self.changes:
-            return self.changes["ranks"]
+            return int(self.changes["ranks"])
         devices = self.trainer.get("devices", 1)
         if isinstance(devices, (list, tuple)):
             devices = len(devices)
@@ -62,7 +91,7 @@ class Setup:
     def strategy(self) -> str:
         """Name of the strategy's class, or what the config calls it."""
         strategy = self.trainer.get("strategy") or "auto"
-        name = strategy if isinstance(strategy, str) else strategy.get("class_path", "auto")
+        name: str = strategy if isinstance(strategy, str) else strategy.get("class_path", "auto")
         return name.rpartition(".")[2]
 
     def strategy_setting(self, name: str) -> Any:
@@ -73,7 +102,7 @@ class Setup:
     @property
     def shards(self) -> int:
         """Over how many ranks weights, gradients and optimizer states are divided."""
-        return self.changes.get("shards", self.ranks if self.strategy in SHARDING else 1)
+        return int(self.changes.get("shards", self.ranks if self.strategy in SHARDING else 1))
 
     @property
     def offload(self) -> bool:
@@ -82,15 +111,9 @@ class Setup:
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are recomputed in the backward pass, by the module's setting or the strategy's."""
-        own = getattr(self.model, "gradient_checkpointing", False)
+        """Whether activations are recomputed in the backward pass, by the stage's setting or the strategy's."""
+        own = self.generator.gradient_checkpointing
         return bool(self.changes.get("checkpointing", own or self.strategy_setting("activation_checkpointing")))
-
-    @property
-    def dtypes(self) -> WeightDtypes:
-        """How the weights of a generator rest in memory, adapters aside."""
-        adapter = getattr(self.model, "lora", None) is not None
-        return WeightDtypes.kept(self.model.frozen_dtype, adapter=adapter)
 
     @property
     def gathered_dtype(self) -> torch.dtype | None:

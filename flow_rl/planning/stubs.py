@@ -35,6 +35,11 @@ class PlannedVLMReward(Reward):
         self.path = path
         self.planned_bytes = count(build_vlm(path).parameters()) * planned_dtype(dtype, on_gpu=True).itemsize
 
+    @property
+    @override
+    def judges_edits(self) -> bool:
+        return self.rubric.task == "edit"
+
     @override
     def score(self, samples: Samples) -> Tensor:
         raise AssertionError("a plan scores nothing")

@@ -10,7 +10,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers import ModelMixin
 from torch import nn
+from transformers import PreTrainedModel
 
 from flow_rl.models.adapters import add_lora
 from flow_rl.models.loading import FAMILIES, check_model_path, config_directory, read_config
@@ -30,9 +32,9 @@ class Components:
         vae: the image decoder.
     """
 
-    transformer: nn.Module
-    text_encoder: nn.Module
-    vae: nn.Module
+    transformer: ModelMixin
+    text_encoder: PreTrainedModel
+    vae: ModelMixin
 
 
 def build(path: str, lora: Any = None) -> Components:
@@ -57,14 +59,14 @@ def build(path: str, lora: Any = None) -> Components:
     return Components(transformer=transformer, text_encoder=text_encoder, vae=vae)
 
 
-def build_vlm(directory: str) -> nn.Module:
+def build_vlm(directory: str) -> PreTrainedModel:
     """A vision-language model on the meta device, from the config.json of a directory."""
     config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         return getattr(transformers, config.architectures[0])._from_config(config)
 
 
-def _diffusers_part(path: str, part: str) -> nn.Module:
+def _diffusers_part(path: str, part: str) -> ModelMixin:
     config = read_config(path, part)
     return getattr(diffusers, config["_class_name"]).from_config(config)
 

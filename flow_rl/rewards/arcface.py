@@ -7,6 +7,7 @@ and check the whole way from pixels to scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class ArcFaceEmbedder(FaceEmbedder):
         return [[_face(found) for found in self._app.get(image)] for image in pixels]
 
 
-def _face(found: object) -> Face:
-    embedding = torch.as_tensor(found.normed_embedding, dtype=torch.float32)  # type: ignore[attr-defined]
-    return Face(box=tuple(float(edge) for edge in found.bbox), embedding=embedding)  # type: ignore[attr-defined]
+def _face(found: Any) -> Face:
+    embedding = torch.as_tensor(found.normed_embedding, dtype=torch.float32)
+    left, top, right, bottom = (float(edge) for edge in found.bbox)
+    return Face(box=(left, top, right, bottom), embedding=embedding)

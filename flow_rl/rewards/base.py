@@ -72,6 +72,11 @@ class Reward(ABC):
             Never a made-up number.
         """
 
+    @property
+    def judges_edits(self) -> bool:
+        """Whether the scorer needs the source image of an edit; runs that ask it about other samples are refused."""
+        return False
+
     def statistics(self) -> dict[str, float]:
         """Numbers about the scoring itself, for the logs: parse rate, latency and the like.
 

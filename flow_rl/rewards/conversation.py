@@ -53,7 +53,10 @@ class Question:
     @property
     def images(self) -> list[Tensor]:
         """The images in the order in which the chat shows them."""
-        return [self.source, self.image] if self.rubric.task == "edit" else [self.image]
+        if self.rubric.task != "edit":
+            return [self.image]
+        assert self.source is not None, "refused above"
+        return [self.source, self.image]
 
 
 @dataclass(frozen=True, kw_only=True)

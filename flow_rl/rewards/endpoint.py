@@ -109,6 +109,7 @@ class Endpoint:
         async with places:
             body = await asyncio.to_thread(make_body)
             start = time.perf_counter()
+            last: int | str
             for attempt in range(1, self.settings.retries + 2):
                 try:
                     async with asyncio.timeout(self.settings.timeout_s):

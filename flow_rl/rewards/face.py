@@ -118,9 +118,9 @@ class FaceIdentityReward(Reward):
         sources, finite_sources = finite_images(samples.sources)
         rows = (finite_outputs & finite_sources).nonzero().flatten()
         before = dict(zip(rows.tolist(), self._source_faces(sources[rows]), strict=True))
-        rows = [row for row, faces in before.items() if faces]
-        after = self.embedder.faces(outputs[rows]) if rows else []
-        for row, faces in zip(rows, after, strict=True):
+        seen = [row for row, faces in before.items() if faces]
+        after = self.embedder.faces(outputs[seen]) if seen else []
+        for row, faces in zip(seen, after, strict=True):
             scores[row] = self._compare(before[row], faces)
         return scores
 

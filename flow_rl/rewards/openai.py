@@ -129,6 +129,11 @@ class OpenAIReward(HttpReward):
         self.max_outside = max_outside
         self._outside: deque[float] = deque(maxlen=100_000)
 
+    @property
+    @override
+    def judges_edits(self) -> bool:
+        return self.rubric.task == "edit"
+
     @override
     def submit(self, samples: Samples) -> Future[Tensor]:
         """Begin to score a batch and return at once; see `AsyncReward.submit`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class VLMReward(Reward):
         spec = RewardSpec.read(path)
         expected = None if rubric is None else Rubric.load(rubric)
         self.rubric = spec.rubric(dimension, expected=expected, path=path)
-        given = {
+        given: dict[str, Any] = {
             "reasoning": reasoning, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
             "max_outside": max_outside, "cap": cap,
         }  # fmt: skip
@@ -101,6 +101,11 @@ class VLMReward(Reward):
                 f"{spec.digit_token_ids}: model and tokenizer do not belong together."
             )
         self._totals = {"count": 0.0, "parsed": 0.0, "retried": 0.0, "outside": 0.0, "read": 0.0, "written": 0.0}
+
+    @property
+    @override
+    def judges_edits(self) -> bool:
+        return self.rubric.task == "edit"
 
     @override
     def score(self, samples: Samples) -> Tensor:

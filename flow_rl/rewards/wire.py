@@ -18,12 +18,12 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from torch import Tensor
 
 from flow_rl.rewards.base import Reward
@@ -193,6 +193,6 @@ def explain_validation(error: ValidationError) -> str:
     return f"{where}: {faults[0]['msg'].removeprefix('Value error, ')}{_shown(faults[0])}{more}."
 
 
-def _shown(fault: dict[str, Any]) -> str:
+def _shown(fault: ErrorDetails) -> str:
     value = fault.get("input")
     return f", received {value!r:.60}" if isinstance(value, str | int | float | bool | None) else ""

@@ -40,8 +40,8 @@ class Policy(Protocol):
     iteration: int
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is."""
+    def compute_device(self) -> torch.device:
+        """The device for inputs, latents and images."""
 
     def asks(self, name: str, task: str) -> bool:
         """Whether the scorer of that name is asked about samples of a task."""

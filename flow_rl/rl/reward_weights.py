@@ -104,22 +104,22 @@ def weights_by_task(
         raise ValueError("model.rewards is empty: name at least one reward.")
     if weights is None:
         weights = dict.fromkeys(reward_names, 1.0 / len(reward_names))
-    nested = [name for name, value in weights.items() if isinstance(value, Mapping)]
+    nested = {name: value for name, value in weights.items() if isinstance(value, Mapping)}
+    plain = {name: value for name, value in weights.items() if not isinstance(value, Mapping)}
     if not nested:
-        _check_names(weights, reward_names, "model.reward_weights", "rewards")
-        missing = [name for name in reward_names if name not in weights]
+        _check_names(plain, reward_names, "model.reward_weights", "rewards")
+        missing = [name for name in reward_names if name not in plain]
         if missing:
             raise ValueError(f"model.reward_weights has no entry for {', '.join(missing)} (0 switches a reward off).")
-        weights = dict.fromkeys(TASKS, weights)
-    elif len(nested) < len(weights):
-        flat = next(name for name in weights if name not in nested)
+    elif plain:
         raise ValueError(
-            f"model.reward_weights mixes weights by task ('{nested[0]}') with one for all ('{flat}'): give either "
-            "{reward: weight}, or {task: {reward: weight}}."
+            f"model.reward_weights mixes weights by task ('{next(iter(nested))}') with one for all "
+            f"('{next(iter(plain))}'): give either {{reward: weight}}, or {{task: {{reward: weight}}}}."
         )
-    _check_names(weights, TASKS, "model.reward_weights", "tasks")
+    rows: Mapping[str, Mapping[str, float]] = nested or dict.fromkeys(TASKS, plain)
+    _check_names(rows, TASKS, "model.reward_weights", "tasks")
     ordered = {}
-    for task, row in weights.items():
+    for task, row in rows.items():
         key = f"model.reward_weights.{task}" if nested else "model.reward_weights"
         _check_names(row, reward_names, key, "rewards")
         check_shares(row, key)

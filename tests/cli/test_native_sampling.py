@@ -6,11 +6,13 @@ import inspect
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
 import pytest
+import torch
 import yaml
 
 from cli import app
@@ -21,19 +23,18 @@ from flow_rl.models.native import native_sampling
 from flow_rl.planning.native import describe, problems_of_guidance
 from flow_rl.planning.setup import Setup
 from flow_rl.rl.settings import RolloutSettings
+from lightning_modules import DistillationStudent
 from tests.cli.real_runs import ROOT, write_data, written
+from tests.toy_policy import toy_policy
 
 V21, V1 = "Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image"
 
 
-def setup(path: str, *, stage: str = "fit", size: int = 1024, **model: object) -> Setup:
-    built = SimpleNamespace(model_path=path, image_size=size, **model)
-    return Setup(model=built, data=None, trainer={}, callbacks=(), run_directory="", stage=stage)
-
-
 def rollout(path: str, scale: float, *, num_steps: int = 40, size: int = 1024, **guidance: object) -> Setup:
-    settings = RolloutSettings(guidance=Guidance(scale=scale, **guidance), num_steps=num_steps)
-    return setup(path, size=size, rollout_settings=settings)
+    settings = RolloutSettings(
+        guidance=Guidance(scale=scale, **guidance), num_steps=num_steps, cfg="none" if scale == 1 else "rollout_only"
+    )
+    return Setup(model=toy_policy(path, image_size=size, rollout=vars(settings)), data=None, trainer={})
 
 
 def notes(made: Setup) -> list[str]:
@@ -128,14 +129,25 @@ def test_sizes_and_steps_are_noted() -> None:
 
 def test_teachers_and_students_are_compared() -> None:
     teachers = {"t2i": TeacherSettings(guidance=Guidance(scale=4)), "edit": TeacherSettings(guidance=Guidance(scale=1))}
-    student = {"teachers": teachers, "guidance": 1.0, "distillation_settings": DistillationSettings(num_steps=20)}
-    (problem,) = problems_of_guidance(setup(V21, **student))
+
+    def student(stage: str = "fit", guidance: float = 1.0) -> Setup:
+        module = DistillationStudent(
+            model_path=V21,
+            image_size=1024,
+            teachers=teachers,
+            optimizer=partial(torch.optim.AdamW, lr=1e-3),
+            distillation=DistillationSettings(num_steps=20),
+            guidance=guidance,
+        )
+        return Setup(model=module, data=None, trainer={}, stage=stage)
+
+    (problem,) = problems_of_guidance(student())
     assert "model.teachers.t2i.guidance.scale is 4" in problem
     assert "or to the guidance that this teacher's rollouts had" in problem
-    assert "model.distillation.num_steps is 20" in notes(setup(V21, **student))[0]
-    tested = setup(V21, stage="test", **student)  # without its teachers
+    assert "model.distillation.num_steps is 20" in notes(student())[0]
+    tested = student("test")  # without its teachers
     assert problems_of_guidance(tested) == []
-    (problem,) = problems_of_guidance(setup(V21, stage="test", **(student | {"guidance": 3.0})))
+    (problem,) = problems_of_guidance(student("test", guidance=3.0))
     assert "a student has learnt its teachers' guidance" in problem
 
 

@@ -72,7 +72,7 @@ def plan_of(stack: tuple[str, ...], overrides: tuple[str, ...], directory: Path)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # as cli.app.main does
     given = [f"--config={FAMILY}/{name}.yaml" for name in stack]
     setup, _ = examined("fit", [*given, *overrides, f"--run.dir={directory}"], app._run, app.FlowCLI)
-    return make_plan(setup, build(setup.model.model_path, setup.model.lora))
+    return make_plan(setup, build(setup.generator.model_path, setup.generator.lora))
 
 
 def planned(plan: Plan, moment: str) -> int:

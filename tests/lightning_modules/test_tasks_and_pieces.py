@@ -187,7 +187,10 @@ def test_evaluation_covers_both_tasks(policy, mixed, tmp_path) -> None:
     assert len(names) == 8
     again = ImageWriter(str(tmp_path / "predicted"))
     run(tmp_path, 1, again).predict(module, mixed, return_predictions=False)
-    assert {path.name for path in (tmp_path / "predicted").glob("*.png")} == names
+    tested, predicted = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("images", "predicted")
+    )
+    assert tested == predicted
 
 
 def _logger(directory: Path) -> TensorBoardLogger:

@@ -8,6 +8,7 @@ pixels, merged 2 x 2, give 64 patches and 16 image tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from transformers import Qwen2TokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -61,7 +62,7 @@ def build_vlm(
     return model, build_processor(tokenizer, patch_size=PATCH_SIZE)
 
 
-def _text_config(tokenizer: Qwen2TokenizerFast, hidden_size: int, num_layers: int) -> dict:
+def _text_config(tokenizer: Qwen2TokenizerFast, hidden_size: int, num_layers: int) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
@@ -79,7 +80,7 @@ def _text_config(tokenizer: Qwen2TokenizerFast, hidden_size: int, num_layers: in
     }  # fmt: skip
 
 
-def _vision_config(out_hidden_size: int) -> dict:
+def _vision_config(out_hidden_size: int) -> dict[str, Any]:
     return {
         "depth": 3,
         "hidden_size": 96,

@@ -57,6 +57,23 @@ def test_forward_and_backward(lora: bool) -> None:
     assert ours == pytest.approx(theirs, rel=0.03)
 
 
+def test_recomputation_does_not_count() -> None:
+    """A model's utilisation is of the operations that it needs; torch's counter sees those that are repeated, too."""
+    model = QwenImage21(build_pipeline([SHORT, LONG]), image_size=(32, 32))
+    model.transformer.requires_grad_(True).train()
+    conditioning = model.encode([SHORT, LONG]).repeat_interleave(8)
+    latents = torch.randn(16, 16, 32)
+
+    def update() -> None:
+        model.velocity(latents, 0.5, conditioning).square().mean().backward()
+
+    plain, kernels = counted(model, update)
+    model.transformer.enable_gradient_checkpointing()
+    checkpointed, repeated = counted(model, update)
+    assert checkpointed == plain
+    assert repeated > 1.25 * kernels  # nearly a forward more than the forward and the backward, which is twice as much
+
+
 def test_nothing_is_counted_where_nobody_listens(tiny_model) -> None:
     conditioning = tiny_model.encode([SHORT])
     velocity = tiny_model.velocity(torch.randn(1, 16, 32), 0.5, conditioning)
