@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
@@ -40,17 +39,14 @@ from flow_rl.distributed.sharding import gathered
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.noise import Stream, keyed_generator
 from flow_rl.flow.objectives import velocity_matching_loss
-from flow_rl.models import ImageModel, load_image_model
-from flow_rl.models.adapters import LoraSettings
+from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
-from flow_rl.models.loading import peek_sigmas
-from flow_rl.models.memory import FROZEN_DTYPES, FrozenDtype, WeightDtypes
+from flow_rl.models.memory import FROZEN_DTYPES, WeightDtypes
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
-from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
-from lightning_modules.base import check_optimizer, check_positive
+from lightning_modules.base import check_positive
 from lightning_modules.image_module import Drawn, ImageModule
 from strategies import distribute, is_sharded_run
 
@@ -59,88 +55,47 @@ class DistillationStudent(ImageModule):
     """Trains one generator to follow a teacher on each task.
 
     Args:
-        model_path: the base, a directory in the diffusers layout.
-        image_size: height and width in pixels.
         teachers: by task (`t2i`, `edit`); a batch is routed by its own task.
-        optimizer: of the trainable weights.
-        lr_scheduler: stepped after every optimizer step; None keeps the rate.
         distillation: how the student learns.
         initial: where the student starts: `base`, or the task whose teacher it starts as.
-        lora: train an adapter of this kind; None trains all the transformer's weights.
-        frozen_dtype: of weights that are not trained: text encoder, teachers and, under an adapter, the transformer.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        compile_blocks: compile the transformer's blocks (`torch.compile`). The first iteration takes minutes longer.
         shard_teachers: spread the teachers over the ranks where the run's strategy spreads the student; else every rank
             holds them whole. Nothing happens under other strategies.
         rewards: scorers by name, for validation and `test`; none of them is trained on.
         scored: by task, the names of the rewards that are asked about its samples; None asks all of them.
-        judges: scorers used by `test` alone, by name.
         guidance: of `test` and `predict`. The student is made for 1; above, its guidance and its teacher's compose.
         val_guidances: validation draws at each of these; None is 1 alone.
-        gradient_clip: largest gradient norm.
-        test_members: images a prompt in `test` and `predict`.
-        seed: of noise and of the choice of states.
+        **common: see `ImageModule`.
     """
 
     suspects = "the teachers' velocities (gap/...)"
 
     def __init__(
         self,
-        model_path: str,
-        image_size: int,
+        *,
         teachers: dict[str, TeacherSettings],
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None = None,
         distillation: DistillationSettings = DistillationSettings(),  # noqa: B008  (frozen)
         initial: str = BASE,
-        lora: LoraSettings | None = None,
-        frozen_dtype: FrozenDtype = "float32",
-        gradient_checkpointing: bool = False,
-        compile_blocks: bool = False,
         shard_teachers: bool = True,
         rewards: dict[str, Reward] | None = None,
         scored: dict[str, list[str]] | None = None,
-        judges: dict[str, Reward] | None = None,
         guidance: float = 1.0,
         val_guidances: list[float] | None = None,
-        gradient_clip: float = 1.0,
-        test_members: int = 1,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        sigmas = peek_sigmas(model_path, distillation.num_steps, image_size=(image_size, image_size))
-        distillation.weights(sigmas)
-        check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip, test_members=test_members, guidance=guidance)
+        super().__init__(**common)
+        distillation.weights(self.sigmas(distillation.num_steps))
         self.val_guidances = val_guidances or [1.0]
         for scale in self.val_guidances:
-            check_positive(val_guidances=scale)
-        self.start_path = student_path(model_path, initial, teachers)
-        self.model_path = model_path
-        self.image_size = image_size
+            check_positive(guidance=guidance, val_guidances=scale)
+        self.start_path = student_path(self.model_path, initial, teachers)
         self.teachers = teachers
-        self.make_optimizer = optimizer
-        self.make_scheduler = lr_scheduler
         self.distillation_settings = distillation
-        self.lora = lora
-        self.frozen_dtype: FrozenDtype = frozen_dtype
-        self.gradient_checkpointing = gradient_checkpointing
-        self.compile_blocks = compile_blocks
         self.shard_teachers = shard_teachers
         self.rewards = rewards or {}
         self.scored = check_scored(scored, list(self.rewards))
-        self.judges = judges or {}
         self.guidance = guidance
-        self.gradient_clip = gradient_clip
-        self.test_members = test_members
-        self.seed = seed
-        self.clock = PhaseClock()
         self.gap = VelocityGap()
-        self.iteration = 0
-        self.max_skipped = distillation.max_skipped
         self.lowest_gaps: dict[str, float] = {}
-        self.model: ImageModel | None = None
         self.bank: TeacherBank | None = None
 
     # ----------------------------------------------------------------- what it takes

@@ -18,25 +18,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
 from flow_rl.batches import PromptData, Prompts, TaskBatches
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
-from flow_rl.models import ImageModel, load_image_model
-from flow_rl.models.adapters import LoraSettings
+from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
-from flow_rl.models.loading import peek_sigmas
-from flow_rl.models.memory import FrozenDtype, WeightDtypes
+from flow_rl.models.memory import WeightDtypes
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome
 from flow_rl.rl.iteration import Iteration
 from flow_rl.rl.objectives import Metrics, Objective, Rollout
-from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.reward_metrics import combined, reward_metrics, update_means
 from flow_rl.rl.reward_weights import FixedWeights, GroupFilter, WeightSource, weights_by_task
 from flow_rl.rl.rollouts import roll_out
@@ -47,7 +43,6 @@ from flow_rl.rl.settings_checks import check_settings
 from flow_rl.rl.shadow_weights import AdapterOff, ShadowWeights, reference_weights
 from flow_rl.rl.silent_rewards import SilentRewards
 from flow_rl.rl.workload import policy_workload
-from lightning_modules.base import MAX_SKIPPED, check_optimizer, check_positive
 from lightning_modules.image_module import ImageModule
 from strategies import distribute, is_sharded_run
 
@@ -56,26 +51,14 @@ class GRPOPolicy(ImageModule):
     """Trains a generator's transformer to raise its rewards.
 
     Args:
-        model_path: the base, a directory in the diffusers layout.
-        image_size: height and width in pixels.
         rewards: scorers by name, each on the scale 1..5.
         objective: what an update minimises.
-        optimizer: of the trainable weights.
-        lr_scheduler: stepped after every optimizer step; None keeps the rate.
         reward_weights: by reward name, non-negative, summing to 1; or such weights for each task (`t2i`, `edit`), where
             a reward that a task does not name is not asked about that task's samples. Equal if none are given.
-        judges: scorers used by `test` alone, by name. Never part of training.
         monitors: scorers that are watched in training, by name, and never part of the loss.
         rollout: how images are made.
         advantages: how several rewards become one advantage.
-        lora: train an adapter of this kind; None trains all the transformer's weights.
-        frozen_dtype: of weights that are not trained: the text encoder and, under an adapter, the transformer.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        compile_blocks: compile the transformer's blocks (`torch.compile`). The first iteration takes minutes longer.
-        gradient_clip: largest gradient norm.
-        max_skipped: stop the run after so many updates in a row with a loss or gradient that is not finite.
-        test_members: images a prompt in `test` and `predict`.
-        seed: of noise, windows and noise levels.
+        **common: see `ImageModule`.
 
     Attributes:
         weight_source: says how much each reward weighs. A callback may replace it in `setup`.
@@ -86,61 +69,29 @@ class GRPOPolicy(ImageModule):
 
     def __init__(
         self,
-        model_path: str,
-        image_size: int,
+        *,
         rewards: dict[str, Reward],
         objective: Objective,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None = None,
         reward_weights: dict[str, float | dict[str, float]] | None = None,
-        judges: dict[str, Reward] | None = None,
         monitors: dict[str, Reward] | None = None,
         rollout: RolloutSettings = RolloutSettings(),  # noqa: B008  (frozen)
         advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008
-        lora: LoraSettings | None = None,
-        frozen_dtype: FrozenDtype = "float32",
-        gradient_checkpointing: bool = False,
-        compile_blocks: bool = False,
-        gradient_clip: float = 1.0,
-        max_skipped: int = MAX_SKIPPED,
-        test_members: int = 1,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        # Everything that can be refused is refused here, before a model loads.
-        sigmas = peek_sigmas(model_path, max(rollout.num_steps, 1), image_size=(image_size, image_size))
-        check_settings(rollout, objective, sigmas.tolist(), lora, advantages)
-        check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip, max_skipped=max_skipped, test_members=test_members)
-        self.model_path = model_path
-        self.image_size = image_size
+        super().__init__(**common)
+        check_settings(rollout, objective, self.sigmas(rollout.num_steps).tolist(), self.lora, advantages)
         self.rewards = rewards
         self.reward_weights = weights_by_task(list(rewards), reward_weights)
         self.weight_source: WeightSource = FixedWeights(self.reward_weights)
         self.group_filters: list[GroupFilter] = []
-        self.judges = judges or {}
         self.monitors = monitors or {}
         self.rollout_settings = rollout
         self.objective = objective
         self.updates_per_step = objective.updates
         self.advantage_settings = advantages
-        self.lora = lora
-        self.frozen_dtype: FrozenDtype = frozen_dtype
-        self.gradient_checkpointing = gradient_checkpointing
-        self.compile_blocks = compile_blocks
-        self.gradient_clip = gradient_clip
-        self.max_skipped = max_skipped
-        self.test_members = test_members
-        self.seed = seed
-        self.make_optimizer = optimizer
-        self.make_scheduler = lr_scheduler
-        self.clock = PhaseClock()
-        self.iteration = 0
-        self._silent = SilentRewards(max_skipped)
-        self.model: ImageModel | None = None
         self.old: ShadowWeights | None = None
         self.reference: ShadowWeights | AdapterOff | None = None
+        self._silent = SilentRewards(self.max_skipped)
 
     # ----------------------------------------------------------------- what it takes
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from typing_extensions import override
@@ -23,6 +24,7 @@ from flow_rl.batches import Captioned, Prompts, TaskBatches, labels
 from flow_rl.distributed.shares import Share
 from flow_rl.models import ImageModel
 from flow_rl.models.adapters import LoraSettings, add_lora
+from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FrozenDtype
 from flow_rl.models.workload import Generator
 from flow_rl.planning.stage import Profile
@@ -30,7 +32,7 @@ from flow_rl.rewards import Reward
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
 from flow_rl.rl.scoring import score_share
-from lightning_modules.base import TrainedModule
+from lightning_modules.base import MAX_SKIPPED, TrainedModule, check_optimizer, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +53,76 @@ class Drawn:
 class ImageModule(TrainedModule):
     """Trains a generator's transformer by manual optimization, and draws images of fixed prompts from fixed noise.
 
-    A subclass sets what is declared here, and makes `model` and `sampler` in `configure_model`.
+    A subclass passes on what it does not take itself, sets `rewards`, and makes `model` and `sampler` in
+    `configure_model`.
+
+    Args:
+        model_path: the base, a directory in the diffusers layout.
+        image_size: height and width in pixels.
+        optimizer: of the trainable weights.
+        lr_scheduler: stepped after every optimizer step; None keeps the rate.
+        judges: scorers used by `test` alone, by name. Never part of training.
+        lora: train an adapter of this kind; None trains all the transformer's weights.
+        frozen_dtype: of weights that are not trained: the text encoder, teachers and, under an adapter, the
+            transformer.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        compile_blocks: compile the transformer's blocks (`torch.compile`). The first iteration takes minutes longer.
+        gradient_clip: largest gradient norm.
+        max_skipped: stop the run after so many updates in a row with a loss or gradient that is not finite.
+        test_members: images a prompt in `test` and `predict`.
+        seed: of all that is drawn at random: noise, windows, noise levels, states.
+
+    Attributes:
+        model: the generator; None before `configure_model`.
+        sampler: draws images in the module's own way.
+        rewards: scorers of validation and `test`, by name.
+        iteration: training steps done.
     """
 
-    model: ImageModel | None
     sampler: Sampler
-    clock: PhaseClock
-    #: the adapter that is trained; None trains all the transformer's weights
-    lora: LoraSettings | None
-    frozen_dtype: FrozenDtype
-    gradient_checkpointing: bool
-    model_path: str
-    image_size: int
-    seed: int
-    #: training steps done
-    iteration: int
-    #: scorers of validation and `test`, and of `test` alone
     rewards: dict[str, Reward]
-    judges: dict[str, Reward]
-    #: images a prompt in `validate`, and in `test` and `predict`
+    clock: PhaseClock
+    #: images a prompt in `validate`
     val_members = 1
-    test_members = 1
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        image_size: int,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        judges: dict[str, Reward] | None = None,
+        lora: LoraSettings | None = None,
+        frozen_dtype: FrozenDtype = "float32",
+        gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        gradient_clip: float = 1.0,
+        max_skipped: int = MAX_SKIPPED,
+        test_members: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        # Everything that can be refused is refused while modules are built, before a model loads.
+        check_optimizer(optimizer, lr_scheduler)
+        check_positive(gradient_clip=gradient_clip, max_skipped=max_skipped, test_members=test_members)
+        self.model_path, self.image_size = model_path, image_size
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.judges = judges or {}
+        self.lora = lora
+        self.frozen_dtype: FrozenDtype = frozen_dtype
+        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
+        self.gradient_clip, self.max_skipped = gradient_clip, max_skipped
+        self.test_members = test_members
+        self.seed = seed
+        self.clock = PhaseClock()
+        self.iteration = 0
+        self.model: ImageModel | None = None
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The schedule (T + 1,) of the generator, before it loads."""
+        return peek_sigmas(self.model_path, max(num_steps, 1), image_size=(self.image_size, self.image_size))
 
     # ----------------------------------------------------------------- training
 

@@ -68,11 +68,9 @@ class DistillationSettings:
     """Images denoised at a time in the student's rollout; bounds memory, changes nothing else."""
     micro_batch_size: int = 32
     """States a backward; bounds memory, changes nothing else. 1 goes state by state."""
-    max_skipped: int = 5
-    """Stop the run after so many updates in a row with a non-finite gradient."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "micro_batch_size", "max_skipped"):
+        for name in ("num_steps", "batch_size", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.distillation.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.num_states is not None and not 1 <= self.num_states <= self.num_steps:

@@ -141,7 +141,7 @@ def test_everything_a_user_looks_at_is_in_tensorboard(student, tasks_data, tmp_p
 
 
 def test_run_stops_after_updates_that_are_not_finite(student, tasks_data, tmp_path) -> None:
-    module = student({"max_skipped": 2})
+    module = student(max_skipped=2)
     module.configure_model()
     before, velocity = weights(module), module.bank.velocity
     module.bank.velocity = lambda *a, **k: velocity(*a, **k) * float("nan")
