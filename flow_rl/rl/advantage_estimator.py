@@ -78,8 +78,9 @@ class AdvantageEstimator:
             for rollout, scores in scored:
                 yield rollout, self._outcome([rollout], scores)
             return
-        rollouts, scores = zip(*scored, strict=True)
-        whole = self._outcome(rollouts, torch.cat(scores))
+        drained = list(scored)
+        rollouts = [rollout for rollout, _ in drained]
+        whole = self._outcome(rollouts, torch.cat([scores for _, scores in drained]))
         sizes = [len(rollout) for rollout in rollouts]
         columns = [getattr(whole, name).split(sizes) for name in ("scores", "weights", "groups", "advantages")]
         for rollout, own, weights, groups, advantages in zip(rollouts, *columns, strict=True):

@@ -61,12 +61,14 @@ class Iteration:
         if world_size() == 1:
             return self
         names = gather_objects((self.categories, self.tasks))
-        rows = {name: gather_ranks(getattr(self, name)) for name in ("groups", "scores", "weights", "advantages")}
         return replace(
             self,
             categories=tuple(name for categories, _ in names for name in categories),
             tasks=tuple(name for _, tasks in names for name in tasks),
-            **rows,
+            groups=gather_ranks(self.groups),
+            scores=gather_ranks(self.scores),
+            weights=gather_ranks(self.weights),
+            advantages=gather_ranks(self.advantages),
         )
 
     @classmethod

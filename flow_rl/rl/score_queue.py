@@ -108,10 +108,11 @@ class ScoreQueue:
         """Runs in whatever thread ends the future."""
         if future.cancelled() or future.exception() is None:
             return
+        error = future.exception()
         with self._lock:
-            first, self._failure = self._failure is None, self._failure or future.exception()
-        if first:
-            self._failure.add_note(f"Raised while reward '{name}' was scoring.")
+            first, self._failure = self._failure is None, self._failure or error
+        if first and error is not None:
+            error.add_note(f"Raised while reward '{name}' was scoring.")
             self.cancel()
 
     def _join(self, columns: Mapping[str, Future[Tensor] | Tensor], count: int) -> Tensor:

@@ -176,7 +176,7 @@ class NFT(Objective):
         return {"velocity_reference": self._velocities(model, rollout, prepared)}
 
     @torch.no_grad()
-    def _velocities(self, model: ImageModel, rollout: Rollout, prepared: dict[str, Tensor]) -> Tensor:
+    def _velocities(self, model: ImageModel, rollout: Rollout, prepared: Mapping[str, Tensor]) -> Tensor:
         """Velocity (K, N, S, C) of the weights applied now at the prepared states."""
         samples, steps = len(rollout.conditioning), self.num_levels
         made = [
