@@ -7,14 +7,14 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import HackingMonitor, UpdateProbe, WeightEMA
+from cli.named_callbacks import built_callbacks
 from flow_rl.planning.setup import Setup
 
 
 def setup_of(cli: Any, stage: str) -> Setup:
     """What a CLI has built for a subcommand."""
-    config, built = cli.config[cli.subcommand], cli.config_init[cli.subcommand]
+    config, callbacks = cli.config[cli.subcommand], list(built_callbacks(cli).values())
     trainer = config.trainer.as_dict() if hasattr(config.trainer, "as_dict") else dict(config.trainer)
-    callbacks = built.trainer.callbacks or ()
     return Setup(
         model=cli.model,
         data=cli.datamodule,
