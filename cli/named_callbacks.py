@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning import Callback
 
 from cli.config_stack import content_of
@@ -18,6 +19,8 @@ from flow_rl.errors import SettingError
 from flow_rl.suggestions import nearest
 
 OPTION = "--callbacks."
+#: what takes out all callbacks
+NONE = "--config=configs/callbacks/none.yaml"
 
 
 def callback_names(args: Sequence[str]) -> list[str]:
@@ -66,13 +69,13 @@ def refuse_mixture(config: Any) -> None:
     Raises:
         SettingError: both are there.
     """
-    named = [name for name, value in (config.get("callbacks") or {}).items() if value is not None]
+    named = [name for name, value in vars(config.get("callbacks", Namespace())).items() if value is not None]
     listed = _as_list(config.trainer.callbacks)
     if named and listed:
         raise SettingError(
             f"trainer.callbacks is a list, and this run has callbacks by name ({', '.join(named)}). Give each of the "
             f"list a name, as in callbacks: {{mine: {{class_path: {listed[0].class_path}}}}} or "
-            f"--callbacks.mine={listed[0].class_path}; `callbacks: null` before it takes out all others."
+            f"--callbacks.mine={listed[0].class_path}; {NONE} before it takes out all others."
         )
 
 
@@ -85,6 +88,10 @@ def _sections(args: Sequence[str]) -> Iterator[tuple[str, Any]]:
             content = content_of(value)
             if "callbacks" in content:
                 yield value, content["callbacks"]
+        elif key == OPTION.rstrip("."):
+            raise SettingError(
+                f"{key} names no callback: --callbacks.NAME=... changes one; {NONE} takes out all of them."
+            )
         elif key.startswith(OPTION):
             name, _, setting = key.removeprefix(OPTION).partition(".")
             value = value if equals else next(rest, "")

@@ -145,6 +145,7 @@ OPTIONS = {
     "callback's name": (["--callbacks.emma.decay=0.9"], "no callback of this run has that name", "'ema'"),
     "callback to take out": (["--callbacks.prob=null"], "there is no callback 'prob' to take out", "'probe'"),
     "callback with a bad name": (["--callbacks.my-own=callbacks.Preemption"], "'my-own' can't name a callback"),
+    "all callbacks": (["--callbacks=null"], "--callbacks names no callback", "configs/callbacks/none.yaml"),
     "list of callbacks beside names": (
         ["--trainer.callbacks+=callbacks.Preemption"],
         "trainer.callbacks is a list, and this run has callbacks by name (progress,",
