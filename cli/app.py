@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
-from cli.config_stack import check_stack
+from cli.config_stack import expand, settings_only
 from cli.errors import explain_instantiation, explain_parsing
+from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture
 from cli.start_checks import check_checkpoint, check_seed, check_writable
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.errors import RunStopped, SettingError, refuse
@@ -50,6 +51,17 @@ class StrictParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt name that happens to be the beginning of another would silently set that one.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self.callbacks: list[str] = []
+
+    def add_callbacks(self, names: list[str]) -> None:
+        """Take a callback of any class under each of these names."""
+        self.callbacks = names
+        for name in names:
+            self.add_subclass_arguments(Callback, f"callbacks.{name}", fail_untyped=False, required=False)
+
+    @override
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        return super().parse_string(settings_only(content, self.callbacks), *args, **kwargs)
 
     @override
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -99,15 +111,17 @@ class FlowCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
         given = sys.argv[1:] if args is None else args
-        check_stack(given)
+        expanded = expand(given)
+        subcommand = next((a for a in given if a in self._subcommand_parsers), "fit")
+        self._subcommand_parsers[subcommand].add_callbacks(callback_names(expanded))
         try:
-            super().parse_arguments(parser, args)
+            super().parse_arguments(parser, expanded)
         except (ArgumentError, ValueError) as error:
-            subcommand = next((a for a in given if a in self._subcommand_parsers), "fit")
             known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
             raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
-
-        check_seed(self.config[self.config.subcommand].run.seed)
+        config = self.config[self.config.subcommand]
+        check_seed(config.run.seed)
+        refuse_mixture(config)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -138,7 +152,7 @@ class FlowCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(callbacks=list(built_callbacks(self).values()), **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
             raise SettingError(f"trainer: {error}") from error
 

@@ -1,8 +1,14 @@
-"""Several `--config` files: a stage first, then what changes it. Here is refused what one would silently undo."""
+"""Several `--config` files: a stage first, then what changes it. A file may include others, which come before it.
+
+`include: ../shared/stage.yaml` (or a list) means no more than `--config` of those files before the file itself. Paths
+are relative to the file. Here is also refused what one file would silently undo of another.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +16,47 @@ import yaml
 
 import lightning_modules
 from flow_rl.errors import SettingError
+from flow_rl.suggestions import nearest_path
 
-#: what adds to a list in place of replacing it, in jsonargparse's YAML
-ADDS = "callbacks+"
+#: the key of a file that names what comes before it; no setting, so it's in no resolved or saved config
+INCLUDE = "include"
 
 
-def check_stack(args: Sequence[str]) -> None:
-    """Look at the files of a command line together. Each by itself is the parser's business, a bad one as well.
+def expand(args: Sequence[str]) -> list[str]:
+    """Put every included file on the command line, and look at all files together.
+
+    Each file by itself is the parser's business, a bad one as well.
 
     Args:
         args: the command line.
 
+    Returns:
+        The command line, with `--config=FILE` of each included file before the file that includes it.
+
     Raises:
-        SettingError: files of two stages, or callbacks that are added before the list they would be added to.
+        SettingError: an included file that isn't there or includes itself, a file that comes twice, or files of two
+            stages.
     """
-    read = [(path, _content(path)) for path in config_files(args)]
-    for number, (path, content) in enumerate(read):
-        for before, earlier in read[:number]:
-            _same_stage((before, _stage(earlier)), (path, _stage(content)))
-            if ADDS in _section(earlier, "trainer") and "callbacks" in _section(content, "trainer"):
-                raise SettingError(
-                    f"{path} has a list of callbacks of its own and would drop those that {before} adds. Give the "
-                    f"configuration of the stage first: --config {path} --config {before}."
-                )
-
-
-def config_files(args: Sequence[str]) -> Iterator[str]:
-    """The files of `--config FILE` and `--config=FILE`, in order."""
-    for number, argument in enumerate(args):
+    expanded, files, rest = [], [], iter(args)
+    for argument in rest:
         name, equals, value = argument.partition("=")
-        if name in ("--config", "-c"):
-            yield value if equals else "".join(args[number + 1 : number + 2])
+        if name not in ("--config", "-c"):
+            expanded.append(argument)
+            continue
+        given = value if equals else next(rest, None)
+        if given is None:
+            expanded.append(argument)
+            break
+        found = list(_with_included(given))
+        files += [(path, given) for path in found]
+        expanded += [f"--config={path}" for path in found]
+    _refuse_two_stages(files)
+    _refuse_repeated(files)
+    return expanded
 
 
-def _same_stage(before: tuple[str, str | None], after: tuple[str, str | None]) -> None:
-    (first, stage), (second, other) = before, after
-    if stage is not None and other is not None and stage != other:
-        raise SettingError(
-            f"{first} is of a {stage} and {second} of a {other}, which would replace it with all its settings. A run "
-            "has one stage: leave one of them out; a file that changes settings of any stage names no model.class_path."
-        )
-
-
-def _content(path: str) -> Mapping[str, Any]:
+def content_of(path: str) -> Mapping[str, Any]:
+    """What a file holds; nothing for one that can't be read or holds no mapping, which the parser refuses."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -60,12 +64,74 @@ def _content(path: str) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = content.get(name)
-    return section if isinstance(section, dict) else {}
+def settings_only(text: str, callbacks: Sequence[str]) -> str:
+    """The text of a file as the parser takes it: without `include`, and `callbacks: null` as a null for every name.
+
+    Args:
+        text: of the file. One that needs no change comes back as it is, so that messages have its lines.
+        callbacks: names of all callbacks of the stack.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    emptied = isinstance(content, dict) and content.get("callbacks", ()) is None
+    if not isinstance(content, dict) or not (emptied or INCLUDE in content):
+        return text
+    content.pop(INCLUDE, None)
+    if emptied:
+        content.pop("callbacks")
+        content |= {"callbacks": dict.fromkeys(callbacks)} if callbacks else {}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _with_included(path: str, including: tuple[str, ...] = ()) -> Iterator[str]:
+    """A file after those that it includes, at any depth."""
+    if path in including:
+        raise SettingError(f"{' includes '.join((*including, path))}: a file can't come before itself.")
+    named = content_of(path).get(INCLUDE) or []
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise SettingError(f"{path}: include must be a path or a list of paths, received '{named}'.")
+    for name in named:
+        target = os.path.normpath(Path(path).parent / name)
+        if not Path(target).is_file():
+            raise SettingError(
+                f"{path} includes '{name}', but there is no file '{target}'.{nearest_path(Path(target))}"
+            )
+        yield from _with_included(target, (*including, path))
+    yield path
+
+
+def _refuse_repeated(files: Sequence[tuple[str, str]]) -> None:
+    seen: dict[Path, str] = {}
+    for path, given in files:
+        place = Path(path).resolve()
+        if place in seen:
+            raise SettingError(
+                f"{seen[place]} comes a second time as {_shown(path, given)}, and would undo what files between them "
+                "have set. Leave one of the two out."
+            )
+        seen[place] = _shown(path, given)
+
+
+def _refuse_two_stages(files: Sequence[tuple[str, str]]) -> None:
+    staged = [(stage, _shown(path, given)) for path, given in files if (stage := _stage(content_of(path)))]
+    for (stage, first), (other, second) in pairwise(staged):
+        if stage != other:
+            raise SettingError(
+                f"{first} is of a {stage} and {second} of a {other}, which would replace it with all its settings. A "
+                "run has one stage: leave one of them out; a file that changes settings of any stage names no "
+                "model.class_path."
+            )
+
+
+def _shown(path: str, given: str) -> str:
+    return path if path == given else f"{path} (included by {given})"
 
 
 def _stage(content: Mapping[str, Any]) -> str | None:
     """The project's stage that a file names, if any: a user's own class may well be a variant of what it replaces."""
-    module, _, name = str(_section(content, "model").get("class_path")).rpartition(".")
+    model = content.get("model")
+    module, _, name = str(model.get("class_path") if isinstance(model, dict) else None).rpartition(".")
     return name if module == "lightning_modules" and name in lightning_modules.__all__ else None

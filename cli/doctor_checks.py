@@ -181,7 +181,7 @@ def _can_resume(setup: Setup) -> Iterator[str]:
                 "restart. Set it to ${run.dir}/${run.name}/checkpoints."
             )
     if not setup.checkpoints and setup.trainer.get("enable_checkpointing") is not False:
-        yield "No ModelCheckpoint among trainer.callbacks: an interrupted run would be lost. Add one with a dirpath."
+        yield "No ModelCheckpoint among the callbacks: an interrupted run would be lost. Add one with a dirpath."
 
 
 def _precision(setup: Setup) -> Iterator[str]:

@@ -8,11 +8,12 @@ from jsonargparse import Namespace
 from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from cli.named_callbacks import built_callbacks
 from flow_rl.batches import PromptData
 from flow_rl.planning.demands import Demanding
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.stage import Profile
-from lightning_modules.base import ComputingModule
+from lightning_modules.base import TrainedModule
 
 
 class UnknownStage:
@@ -35,11 +36,10 @@ class UnknownStage:
 
 def setup_of(cli: Any, stage: str) -> Setup:
     """What a CLI has built for a subcommand."""
-    config, built = cli.config[cli.subcommand], cli.config_init[cli.subcommand]
+    config, callbacks = cli.config[cli.subcommand], list(built_callbacks(cli).values())
     trainer = config.trainer.as_dict() if isinstance(config.trainer, Namespace) else dict(config.trainer)
-    callbacks = built.trainer.callbacks or ()
     return Setup(
-        model=cli.model if isinstance(cli.model, ComputingModule) else UnknownStage(cli.model),
+        model=cli.model if isinstance(cli.model, TrainedModule) else UnknownStage(cli.model),
         data=cli.datamodule,
         trainer=trainer,
         demands=[callback.demands() for callback in callbacks if isinstance(callback, Demanding)],

@@ -9,6 +9,8 @@ from pathlib import Path
 from demo.pipeline.stages import Stage
 
 CONFIGS = Path("configs/demo")
+#: what the configs of stages include
+INCLUDED = (Path("configs/shared"), Path("configs/callbacks"))
 BASE = Path("demo/base")
 PROMPTS = Path("demo/prompts")
 ASSETS = Path("demo/assets")
@@ -107,7 +109,7 @@ def stages(plan: Plan) -> list[Stage]:
 
 def _training(plan: Plan, model: str) -> Stage:
     config, run = CONFIGS / f"{model}.yaml", plan.directory / model
-    inputs = [config, BASE, PROMPTS, ASSETS, *CODE]
+    inputs = [config, *INCLUDED, BASE, PROMPTS, ASSETS, *CODE]
     if model != "t2i_teacher":
         inputs.append(plan.directory / "edits" / "train.jsonl")
     if model == "student":
@@ -145,7 +147,7 @@ def _test(plan: Plan, model: str, task: str) -> Stage:
     return Stage(
         name=run.name,
         arguments=["train.py", "test", *_stack(configs), *plan.common, *where, *small, *guidance],
-        inputs=[*configs, plan.model_path(model), *data, ASSETS, *CODE],
+        inputs=[*configs, *INCLUDED, plan.model_path(model), *data, ASSETS, *CODE],
         output=run / "test_scores.jsonl",
     )
 
@@ -170,7 +172,7 @@ def _curation(plan: Plan) -> Stage:
     return Stage(
         name="curation",
         arguments=["train.py", "curate", *_stack(configs), *plan.common, *small],
-        inputs=[*configs, BASE, PROMPTS, ASSETS, *CODE],
+        inputs=[*configs, *INCLUDED, BASE, PROMPTS, ASSETS, *CODE],
         output=plan.directory / "curation" / "t2i.safetensors",
     )
 
@@ -199,7 +201,7 @@ def _reward_stages(plan: Plan) -> list[Stage]:
         Stage(
             name="reward",
             arguments=["train.py", "fit", f"--config={CONFIGS / 'reward.yaml'}", *plan.common, *files, *small],
-            inputs=[CONFIGS / "reward.yaml", VLM, annotations, Path("demo/rubrics"), *CODE],
+            inputs=[CONFIGS / "reward.yaml", *INCLUDED, VLM, annotations, Path("demo/rubrics"), *CODE],
             output=plan.directory / "reward" / "export",
             checkpoints=plan.directory / "reward" / "checkpoints",
             needs=VLM,

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
+
+from cli.config_stack import content_of, expand
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,9 +40,15 @@ def write_both(directory: Path, count: int = 64) -> list[str]:
     return overrides
 
 
+def whole(config: str) -> dict:
+    """A config of the project with what it includes, nothing resolved."""
+    files = [argument.removeprefix("--config=") for argument in expand([f"--config={ROOT / config}"])]
+    return OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(content_of(path))) for path in files)))
+
+
 def toy_overlay(directory: Path, config: str, model_path: str, *, reward: str = "tests.planted.Brightness") -> str:
     """A config to stack last: the same run on a toy, with rewards of its names that need no service."""
-    real = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
+    real = whole(config)
     given = real["model"]["init_args"]
     model = {
         "model_path": model_path,

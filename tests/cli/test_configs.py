@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
 
 from cli import app
+from cli.config_stack import content_of
 from demo.making.edit_prompts import write_edits
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier
 from tests.toy_vlm import toy_files
 
 ROOT = Path(__file__).parents[2]
-#: of released models: tests/cli/test_real_configs.py
-REAL = ("qwen_image_21", "qwen_image")
+#: of released models (tests/cli/test_real_configs.py), and what stages include
+ELSEWHERE = ("qwen_image_21", "qwen_image", "shared")
 CONFIGS = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in REAL
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ELSEWHERE
 )
 TEACHER = "configs/demo/t2i_teacher.yaml"
 REWARD = "configs/demo/reward.yaml"
@@ -82,6 +86,21 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, tmp_path
         assert made.param_groups[0]["lr"] == 2e-4
     written = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert written == []
+
+
+def test_every_shared_file_is_included():
+    included = {
+        os.path.normpath(path.parent / name)
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for name in included_by(content_of(str(path)))
+    }
+    assert {str(path) for path in (ROOT / "configs" / "shared").iterdir()} <= included
+
+
+def included_by(content: Mapping[str, Any]) -> list[str]:
+    """The paths that a file includes, relative to it."""
+    named = content.get("include", [])
+    return [named] if isinstance(named, str) else named
 
 
 def test_headers_are_read():

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-import yaml
 
 from cli import app
 from flow_rl.distillation.settings import DistillationSettings, TeacherSettings
@@ -24,7 +23,7 @@ from flow_rl.planning.native import describe, problems_of_guidance
 from flow_rl.planning.setup import Setup
 from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import DistillationStudent
-from tests.cli.real_runs import ROOT, write_data, written
+from tests.cli.real_runs import ROOT, whole, write_data, written
 from tests.toy_policy import toy_policy
 
 V21, V1 = "Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image"
@@ -186,7 +185,7 @@ def test_test_configs_sample_the_base_as_it_is_meant(family: str, task: str, tmp
     built: list[app.FlowCLI] = []
     monkeypatch.setattr(app.FlowCLI, "_run_subcommand", lambda cli, _subcommand: built.append(cli))
     training = f"configs/{family}/grpo_{task}.yaml"
-    module = yaml.safe_load((ROOT / training).read_text(encoding="utf-8"))["model"]
+    module = whole(training)["model"]
     rescale = family == "qwen_image"
     other = {"guidance": {"scale": 1.5, "low": 0.5, "rescale": rescale}, "cfg": "rollout_only"}
     experiment = {"model": {"class_path": module["class_path"], "init_args": {"rollout": other}}}

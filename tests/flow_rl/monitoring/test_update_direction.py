@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +20,8 @@ from flow_rl.rl import objectives
 from flow_rl.rl.objectives import Clipped, Objective
 from flow_rl.rl.settings import RolloutSettings
 from lightning_modules import GRPOPolicy
+from tests.cli.real_runs import whole
 from tests.planted import Brightness
-
-CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def probe(rollout: RolloutSettings, objective: Objective, *, prompts: int, step_size: float) -> Probe:
@@ -47,8 +45,8 @@ def probe(rollout: RolloutSettings, objective: Objective, *, prompts: int, step_
 
 def settings(*names: str) -> tuple[RolloutSettings, Objective]:
     """What the teacher's config says with others stacked on top."""
-    stack = [OmegaConf.load(CONFIGS / f"{name}.yaml") for name in ("demo/t2i_teacher", *names)]
-    model = OmegaConf.to_container(OmegaConf.merge(*[config.model.init_args for config in stack]), resolve=False)
+    stack = [whole(f"configs/{name}.yaml")["model"]["init_args"] for name in ("demo/t2i_teacher", *names)]
+    model = OmegaConf.to_container(OmegaConf.merge(*stack))
     rollout, objective = model["rollout"], model["objective"]
     kind = getattr(objectives, objective["class_path"].rpartition(".")[2])
     taken = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters}
