@@ -15,10 +15,12 @@ from PIL import Image
 
 from datamodules import EditPairDataModule, MixedTaskDataModule, PromptDataModule
 from flow_rl.models import QwenImage21
-from flow_rl.models.tiny.qwen_image_21 import build_pipeline
+from flow_rl.models.tiny.qwen_image_21 import build_pipeline, build_transformer
 from lightning_modules import GRPOPolicy
 from tests.toy_policy import toy_policy
 
+#: files whose tests look at the one model that `toy_vlm.trained` trains
+TOY_VLM = ("test_vlm_reward", "test_reward_finetune")
 CATEGORIES = ("portrait", "plant")
 TEXTS = ("a portrait of a person with red hair", "a tulip in a blue pot, yellow background", "a red pot")
 
@@ -37,18 +39,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if kills > 1:
             item.add_marker(pytest.mark.timeout(kills * float(config.getini("timeout"))))
         group = "dist" if item.get_closest_marker("dist") else item.path.name
+        if item.path.stem in TOY_VLM:
+            group = "toy_vlm"
         item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _single_thread() -> None:
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # as train.py does: a random model is full of denormals
+
+
+@pytest.fixture(autouse=True)
+def _flush_denormals() -> None:
+    """As train.py does: a random model is full of denormals. The flag is a thread's own, so every test sets it."""
+    torch.set_flush_denormal(True)
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline() -> QwenImage21Pipeline:
     pipeline = build_pipeline(TEXTS * 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline.register_modules(transformer=build_transformer(num_layers=2))  # as deep as a test needs
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # a fresh model's last layer is zero, and its velocity with it
         for weight in (pipeline.transformer.proj_out.weight, pipeline.transformer.modulation[1].weight):

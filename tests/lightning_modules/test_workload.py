@@ -59,8 +59,8 @@ def stated(work: Workload) -> Counter[str]:
     ("kind", "changes"),
     [
         ("nft", {}),
-        ("nft", {"objective": {"updates": 2, "nft_steps": 2}}),
-        ("nft", {"objective": {"old_decay": 0.0, "nft_reference_weight": 0.0}}),
+        ("nft", {"objective": {"updates": 2, "num_levels": 2}}),
+        ("nft", {"objective": {"old_decay": 0.0, "reference_weight": 0.0}}),
         ("nft", {"lora": LoraSettings(rank=2, alpha=4)}),
         ("clipped", {}),
         ("clipped", {"objective": {"updates": 2}}),
