@@ -21,7 +21,7 @@ from flow_rl.batches import Prompts
 from flow_rl.models.workload import Drawing
 from flow_rl.monitoring.alerts import Alert, bands_with_defaults
 from flow_rl.monitoring.hacking import Band, Finding, find_drift, find_hacking
-from flow_rl.monitoring.panel import Look, MonitorPanel
+from flow_rl.monitoring.panel import MonitorPanel, PanelRecord
 from flow_rl.planning.demands import Demanding, Demands
 from flow_rl.rewards.composite import weighted_mean
 from flow_rl.rl.iteration import Iteration
@@ -89,7 +89,7 @@ class HackingMonitor(Callback, Demanding):
         self.bands = bands_with_defaults(bands, members)
         self.kl_factor, self.kl_cap, self.rollouts = kl_factor, kl_cap, rollouts
         self.panel: MonitorPanel | None = None
-        self.looks: list[Look] = []
+        self.looks: list[PanelRecord] = []
         self.alerts: list[Alert] = []
         self.kl_scale = 1.0
         self._active: set[str] = set()
@@ -157,7 +157,7 @@ class HackingMonitor(Callback, Demanding):
                 values |= {f"rollout/{name}": value for name, value in rollout.items()}
         self._log(trainer, values)
 
-    def _values(self, look: Look) -> dict[str, float]:
+    def _values(self, look: PanelRecord) -> dict[str, float]:
         """What to log of a look."""
         values = {
             "proxy": weighted_mean(look.proxy, self.panel.weights()).nanmean(),
@@ -268,7 +268,7 @@ class HackingMonitor(Callback, Demanding):
                     "from exported weights."
                 )
         self.panel.load_state_dict(state["panel"])
-        self.looks = [Look(**look) for look in state["looks"]]
+        self.looks = [PanelRecord(**look) for look in state["looks"]]
         self.alerts = [Alert(**alert) for alert in state["alerts"]]
         self._active = set(state["active"])
         self.kl_scale = state["kl_scale"]

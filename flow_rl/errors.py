@@ -22,3 +22,29 @@ def refuse(found: Sequence[str]) -> None:
     if found:
         listed = "".join(f"\n  {number}. {text}" for number, text in enumerate(found, 1))
         raise SettingError(found[0] if len(found) == 1 else listed)
+
+
+def check_above_zero(section: str, **values: float) -> None:
+    """Refuse settings that are not above 0.
+
+    Args:
+        section: of the config that has them, such as `model.objective`.
+        **values: by name.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{section}.{name} is {value}; it must be above 0.")
+
+
+def check_at_least(least: float, section: str, **values: float) -> None:
+    """Refuse settings below `least`; see `check_above_zero`.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{section}.{name} is {value}; it must be at least {least:g}.")

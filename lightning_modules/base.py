@@ -243,14 +243,3 @@ def check_schedule(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallab
             f"model.lr_scheduler: the learning rate is 0 in the last {idle} of trainer.max_steps = {steps} updates, "
             "which would teach nothing. Let the schedule be as long as the run."
         )
-
-
-def check_positive(**values: float) -> None:
-    """Refuse settings of the model, by name, that are not above 0.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"model.{name} is {value}; it must be above 0.")

@@ -36,6 +36,7 @@ from flow_rl.distillation.velocity_gap import VelocityGap
 from flow_rl.distillation.workload import student_workload
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
+from flow_rl.errors import check_above_zero
 from flow_rl.flow.guidance import Guidance
 from flow_rl.flow.noise import Stream, keyed_generator
 from flow_rl.flow.objectives import velocity_matching_loss
@@ -46,7 +47,6 @@ from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.sampling import Sampler
-from lightning_modules.base import check_positive
 from lightning_modules.image_module import Drawn, ImageModule
 from strategies import distribute, is_sharded_run
 
@@ -86,7 +86,7 @@ class DistillationStudent(ImageModule):
         distillation.weights(self.sigmas(distillation.num_steps))
         self.val_guidances = val_guidances or [1.0]
         for scale in self.val_guidances:
-            check_positive(guidance=guidance, val_guidances=scale)
+            check_above_zero("model", guidance=guidance, val_guidances=scale)
         self.start_path = student_path(self.model_path, initial, teachers)
         self.teachers = teachers
         self.distillation_settings = distillation

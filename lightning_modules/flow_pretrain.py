@@ -17,6 +17,7 @@ from typing_extensions import override
 from flow_rl.batches import Captioned
 from flow_rl.distributed.gradients import world_size
 from flow_rl.distributed.sharding import gather, release
+from flow_rl.errors import check_above_zero
 from flow_rl.flow.noise import Stream, batch_noise, keyed_generator
 from flow_rl.flow.objectives import velocity_matching_loss
 from flow_rl.flow.schedule import noise_latents
@@ -24,7 +25,7 @@ from flow_rl.models import ImageModel, load_image_model
 from flow_rl.models.loading import peek_grid
 from flow_rl.models.workload import Generator
 from flow_rl.planning.stage import Profile
-from lightning_modules.base import TrainedModule, check_optimizer, check_positive
+from lightning_modules.base import TrainedModule, check_optimizer
 from strategies import distribute, is_sharded_run
 
 
@@ -58,7 +59,7 @@ class FlowPretrain(TrainedModule):
         super().__init__()
         peek_grid(model_path, (image_size, image_size))
         check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip)
+        check_above_zero("model", gradient_clip=gradient_clip)
         if not 0 <= caption_dropout < 1:
             raise ValueError(
                 f"model.caption_dropout is {caption_dropout}; it is a share in [0, 1). At 1 no caption is ever read."

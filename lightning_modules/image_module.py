@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from flow_rl.batches import Captioned, Prompts, TaskBatches, labels
 from flow_rl.distributed.shares import Share
+from flow_rl.errors import check_above_zero
 from flow_rl.models import ImageModel
 from flow_rl.models.adapters import LoraSettings, add_lora
 from flow_rl.models.loading import peek_sigmas
@@ -32,7 +33,7 @@ from flow_rl.rewards import Reward
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
 from flow_rl.rl.scoring import score_share
-from lightning_modules.base import MAX_SKIPPED, TrainedModule, check_optimizer, check_positive
+from lightning_modules.base import MAX_SKIPPED, TrainedModule, check_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class ImageModule(TrainedModule):
         self.automatic_optimization = False
         # Everything that can be refused is refused while modules are built, before a model loads.
         check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip, max_skipped=max_skipped, test_members=test_members)
+        check_above_zero("model", gradient_clip=gradient_clip, max_skipped=max_skipped, test_members=test_members)
         self.model_path, self.image_size = model_path, image_size
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.judges = judges or {}

@@ -25,6 +25,7 @@ from datamodules.annotation_files import AnnotationBatch, LoadedAnnotation
 from datamodules.preferences import PreferenceBatch
 from flow_rl.distributed.gradients import world_size
 from flow_rl.distributed.sharding import gather, release
+from flow_rl.errors import check_above_zero
 from flow_rl.evaluation.agreement import Agreement
 from flow_rl.flow.noise import Stream, keyed_generator
 from flow_rl.models.adapters import LoraSettings
@@ -46,7 +47,7 @@ from flow_rl.rewards.readout import nearest_digit
 from flow_rl.rewards.rubrics import RUBRIC_DIRECTORY, load_rubrics
 from flow_rl.rewards.spec import RewardSpec
 from flow_rl.rewards.vlm import DTYPES
-from lightning_modules.base import TrainedModule, check_optimizer, check_positive
+from lightning_modules.base import TrainedModule, check_optimizer
 from lightning_modules.length_buckets import check_parts, mean_of_parts, parts_by_length
 from strategies import distribute, is_sharded_run
 
@@ -111,7 +112,7 @@ class RewardFinetune(TrainedModule):
         self.rubrics = load_rubrics(shipped if rubrics is None else rubrics)
         check_reward_settings(objective, reading, lora=lora, quantization=quantization, dtype=dtype)
         check_optimizer(optimizer, lr_scheduler)
-        check_positive(gradient_clip=gradient_clip, length_parts=length_parts)
+        check_above_zero("model", gradient_clip=gradient_clip, length_parts=length_parts)
         self.model_path = model_path
         self.make_optimizer = optimizer
         self.make_scheduler = lr_scheduler

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.pipeline.stages import Stage
+from flow_rl.batches import TASKS
 
 CONFIGS = Path("configs/demo")
 #: what the configs of stages include
@@ -20,7 +21,6 @@ VLM = Path("demo/vlm")
 CODE = tuple(Path(room) for room in ("callbacks", "datamodules", "flow_rl", "lightning_modules"))
 #: what makes a teacher train on the curated prompts alone
 FILTER = Path("configs/filter/offline.yaml")
-TASKS = ("t2i", "edit")
 #: what can be run: the whole recipe, or the text-to-image teacher alone
 SELECTIONS = ("all", "t2i")
 #: the base as its users would draw from it: what the student, which needs no guidance, should beat as well

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from flow_rl.batches import TASKS
 from flow_rl.evaluation.arena import Rating
 from flow_rl.evaluation.curves import Curve
 from flow_rl.evaluation.pipeline_picture import Box
 from flow_rl.evaluation.statistics import Interval
 from flow_rl.suggestions import nearest
 
-TASKS = ("t2i", "edit")
 VERDICTS = ("holds", "fails", "undecided")
 
 

@@ -55,10 +55,9 @@ def group_advantages(
             negative or do not sum to 1, or options out of range.
     """
     _check(scores, groups, weights, std_floor, clip, mode)
-    scores, weights = scores.double(), weights.double()
+    scores = scores.double()
     valid = ~scores.isnan()
-    weights = torch.where(valid, weights, 0.0)
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    weights = effective_weights(weights.double(), scores)
     # Weight left anywhere? A sample whose only scores have weight 0 is as good as not scored.
     scored = weights.sum(dim=1) > 0
     group, num_groups = _consecutive(groups)
@@ -75,6 +74,20 @@ def group_advantages(
     if clip is not None:
         advantages = advantages.clamp(-clip, clip)
     return advantages.float()
+
+
+def effective_weights(weights: Tensor, scores: Tensor) -> Tensor:
+    """Weights once masked scores are out: theirs are 0 and the others scaled up to sum to 1.
+
+    Args:
+        weights: as configured, shape (N, K).
+        scores: raw, NaN where masked, shape (N, K).
+
+    Returns:
+        shape (N, K); a row of zeros where no weight is left.
+    """
+    present = weights * ~scores.isnan()
+    return present / present.sum(dim=1, keepdim=True).clamp_min(torch.finfo(present.dtype).tiny)
 
 
 def _z_scores(values: Tensor, valid: Tensor, group: Tensor, num_groups: int, floor: float) -> Tensor:

@@ -19,6 +19,7 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from flow_rl.monitoring.drift import by_prompt
+from flow_rl.rewards.composite import weighted_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +155,7 @@ def paired_changes(before: Tensor, after: Tensor, weights: Tensor, members: int)
         members: images a prompt, side by side.
     """
     change = after.double() - before.double()
-    present = weights.double() * ~change.isnan()
-    # 0/0, where nothing is left, is the NaN that it should be
-    return by_prompt((present * change.nan_to_num()).sum(1) / present.sum(1), members)
+    return by_prompt(weighted_mean(change, weights.double()), members)
 
 
 def p_above(values: Tensor, bound: float) -> float:

@@ -34,7 +34,7 @@ _KEPT_ENTRIES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class PanelRecord:
     """What one look at the panel found.
 
     Attributes:
@@ -87,7 +87,7 @@ class MonitorPanel:
         return self.policy.weight_source.weights(categories, tasks, list(self.policy.rewards))
 
     @torch.no_grad()
-    def look(self) -> Look:
+    def look(self) -> PanelRecord:
         """Draw and measure the panel with today's weights, the same look on every rank; every rank must ask.
 
         The first look fixes what later ones are compared with.
@@ -114,7 +114,7 @@ class MonitorPanel:
         images = [sampler.decode(model, some, members=self.members) for some in latents]
         found = [self._examine(*some) for some in zip(shares, mine, images, latents, strict=True)]
         proxy, panel, measures = zip(*found, strict=True)
-        return Look(
+        return PanelRecord(
             iteration=policy.iteration,
             proxy=torch.cat(proxy),
             panel=torch.cat(panel),

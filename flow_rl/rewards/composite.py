@@ -36,7 +36,7 @@ class Part:
 
 
 def weighted_mean(scores: Tensor, weights: Tensor) -> Tensor:
-    """Mean of scores (N, K) under weights (K,), renormalised over those that are not NaN; NaN where none weighs."""
+    """Mean of scores (N, K) that are not NaN under weights (K,) or (N, K), renormalised; NaN where none weighs."""
     present = weights * ~scores.isnan()
     # 0/0, where nothing is left, is the NaN that it should be
     return (present * scores.nan_to_num()).sum(1) / present.sum(1)

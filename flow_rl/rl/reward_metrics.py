@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from flow_rl.batches import labels
+from flow_rl.flow.advantages import effective_weights
 from flow_rl.rewards import Reward
 from flow_rl.rewards.composite import weighted_mean
 from flow_rl.rl.iteration import Iteration
-from flow_rl.rl.weight_table import effective_weights
 
 
 def group_statistics(scores: Tensor, groups: Tensor) -> dict[str, float]:

@@ -121,20 +121,6 @@ class TableWeights(WeightSource):
         return torch.stack([rows[key] for key in zip(tasks, categories, strict=True)])
 
 
-def effective_weights(weights: Tensor, scores: Tensor) -> Tensor:
-    """Weights once masked rewards are out: theirs are 0 and the others scaled up to sum to 1.
-
-    Args:
-        weights: as configured, shape (N, K).
-        scores: raw, NaN where masked, shape (N, K).
-
-    Returns:
-        shape (N, K); a row of zeros where no weight is left.
-    """
-    present = weights * ~scores.isnan()
-    return present / present.sum(dim=1, keepdim=True).clamp_min(torch.finfo(present.dtype).tiny)
-
-
 def read_rows(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """A table as it was written: a mapping, or the YAML file that holds one.
 

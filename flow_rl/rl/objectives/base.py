@@ -21,11 +21,12 @@ from torch import Tensor
 
 from flow_rl.batches import Prompts
 from flow_rl.distributed.devices import to_device
+from flow_rl.errors import check_above_zero, check_at_least
+from flow_rl.flow.objectives.rows import Metrics
 from flow_rl.flow.rollout import Trajectory
 from flow_rl.models import Conditioning, ImageModel
 from flow_rl.rl.settings import RolloutSettings
 
-Metrics = dict[str, Tensor]
 #: where an objective's settings are in a config
 SETTINGS = "model.objective"
 
@@ -212,8 +213,8 @@ class Objective(ABC):
         Raises:
             ValueError: with what was received, why it is refused and what to change.
         """
-        check_at_least(1, updates=self.updates, micro_batch_size=self.micro_batch_size)
-        check_above_zero(advantage_clip=self.advantage_clip)
+        check_at_least(1, SETTINGS, updates=self.updates, micro_batch_size=self.micro_batch_size)
+        check_above_zero(SETTINGS, advantage_clip=self.advantage_clip)
 
     def old_decay_at(self, iteration: int) -> float:
         """Share of the old policy that stays when it follows after the updates of an iteration, in [0, 1)."""
@@ -275,25 +276,3 @@ class Objective(ABC):
         denominator = pairs or len(rollout) * steps
         for some in micro_batches(len(rollout), steps, self.micro_batch_size, rollout.device):
             yield len(some), *self.loss(model, rollout, advantages, some, prepared, denominator)
-
-
-def check_at_least(least: float, **values: float) -> None:
-    """Refuse settings of an objective, by name, below `least`.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name, value in values.items():
-        if not value >= least:
-            raise ValueError(f"{SETTINGS}.{name} is {value}; it must be at least {least:g}.")
-
-
-def check_above_zero(**values: float) -> None:
-    """Refuse settings of an objective, by name, that are not above 0.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{SETTINGS}.{name} is {value}; it must be above 0.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flow_rl.distributed.devices import to_device
+from flow_rl.errors import check_above_zero, check_at_least
 from flow_rl.flow.noise import Stream, batch_noise, keyed_generator
 from flow_rl.flow.objectives import nft_loss
 from flow_rl.flow.schedule import noise_latents
@@ -24,8 +25,6 @@ from flow_rl.rl.objectives.base import (
     Objective,
     Pairs,
     Rollout,
-    check_above_zero,
-    check_at_least,
     micro_batches,
 )
 from flow_rl.rl.settings import RolloutSettings, named_levels
@@ -96,10 +95,10 @@ class NFT(Objective):
     def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
         """See `Objective.check`."""
         super().check(settings, sigmas)
-        check_at_least(1, num_levels=self.num_levels)
-        check_above_zero(beta=self.beta)
+        check_at_least(1, SETTINGS, num_levels=self.num_levels)
+        check_above_zero(SETTINGS, beta=self.beta)
         # Below 0 they would reward distance, or carry the old policy away from the new one.
-        check_at_least(0, reference_weight=self.reference_weight, old_decay_growth=self.old_decay_growth)
+        check_at_least(0, SETTINGS, reference_weight=self.reference_weight, old_decay_growth=self.old_decay_growth)
         if settings.transition != "ode":
             raise ValueError(
                 f"The NFT objective trains on ODE rollouts, but model.rollout.transition is '{settings.transition}'. "

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from flow_rl.distributed.devices import to_device
+from flow_rl.errors import check_above_zero, check_at_least
 from flow_rl.flow.guidance import guide
 from flow_rl.flow.objectives import clipped_policy_loss, guarded_policy_loss, kl_to_reference, step_weights
 from flow_rl.flow.transitions import transition
 from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models import ImageModel
 from flow_rl.rl.objectives.base import (
+    SETTINGS,
     Metrics,
     Objective,
     Pairs,
     Rollout,
-    check_above_zero,
-    check_at_least,
     micro_batches,
 )
 from flow_rl.rl.objectives.policy_gradient_checks import (
@@ -107,8 +107,8 @@ class PolicyGradient(Objective):
     def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
         """See `Objective.check`."""
         super().check(settings, sigmas)
-        check_at_least(0, kl_weight=self.kl_weight)  # below 0 it would reward distance
-        check_above_zero(clip_range=self.clip_range)
+        check_at_least(0, SETTINGS, kl_weight=self.kl_weight)  # below 0 it would reward distance
+        check_above_zero(SETTINGS, clip_range=self.clip_range)
         check_transition(settings, sigmas, objective=type(self).__name__)
         check_step_weights(settings, self.step_weights)
         check_clip_range(self.clip_range, self.updates)

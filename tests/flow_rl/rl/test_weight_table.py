@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flow_rl.flow.advantages import group_advantages
-from flow_rl.rl.weight_table import TableWeights, WeightTable, effective_weights, is_by_task, read_rows
+from flow_rl.flow.advantages import effective_weights, group_advantages
+from flow_rl.rl.weight_table import TableWeights, WeightTable, is_by_task, read_rows
 
 REWARDS = ("alignment", "aesthetic", "portrait")
 ROWS = {
