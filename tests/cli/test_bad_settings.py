@@ -18,9 +18,9 @@ OPTIONS = {
         "'image_size'",
     ),
     "record in the model": (
-        ["--model.objective.kindd=nft"],
-        "model.objective has no setting 'kindd'",
-        "'kind'",
+        ["--model.objective.old_decayy=0"],
+        "model.objective (flow_rl.rl.objectives.NFT) has no setting 'old_decayy'",
+        "'old_decay'",
     ),
     "record in a record": (
         ["--model.rollout.guidence.scale=3"],
@@ -127,7 +127,7 @@ OPTIONS = {
     "adapter": (["--model.lora={rank: 0}"], "model.lora.rank is 0"),
     "ignored guidance": (["--model.rollout.guidance.scale=2"], "the scale would be ignored"),
     "guidance": (["--model.rollout.guidance.scale=-1"], "guidance scale must be a number from 0 up"),
-    "nft with noise": (["--model.rollout.transition=cps"], "nft objective trains on ODE rollouts"),
+    "nft with noise": (["--model.rollout.transition=cps"], "NFT objective trains on ODE rollouts"),
     "coarse last step": (
         [
             "--config=configs/objective/clipped.yaml",
@@ -189,7 +189,7 @@ FILES = {
     "mapping": (GRPO + "rewards: 3\n", "bad.yaml: model.rewards must be a mapping, received '3'"),
     "list": ("model: [1]\n", "model must be a class path of a LightningModule"),
     "fraction": ("trainer: {max_steps: 1.5}\n", "trainer.max_steps must be an integer, received '1.5'"),
-    "choice": (GRPO + "objective: {kind: guraded}\n", "one of clipped, guarded, nft", "'guarded'"),
+    "choice": (GRPO + "objective: {class_path: flow_rl.rl.objectives.Guraded}\n", "has no class 'Guraded'", "Guarded'"),
     "callback's name": (
         "callbacks: {emma: {init_args: {decay: 0.9}}}\n",
         "bad.yaml: callbacks.emma names no class_path",
@@ -246,4 +246,4 @@ def test_missing_settings_are_named(capsys, tmp_path):
     path = tmp_path / "half.yaml"
     path.write_text(GRPO + "image_size: 32\ndata: {class_path: datamodules.PromptDataModule}\n")
     text = complaint(capsys, ["fit", f"--config={path}", f"--run.dir={tmp_path}"])
-    assert "needs model.model_path, model.rewards, model.optimizer" in text
+    assert "needs model.rewards, model.objective, model.model_path, model.optimizer" in text

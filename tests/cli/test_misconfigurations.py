@@ -34,7 +34,7 @@ PLANTED = {
     "unknown reward": (
         ['--model.reward_weights={"alignmnt": 0.5, "aesthetic": 0.3, "portrait": 0.2}'], "Did you mean 'alignment'",
     ),
-    "stochastic nft": (["--model.objective.kind=nft"], "Set it to 'ode'"),
+    "stochastic nft": (["--model.objective=flow_rl.rl.objectives.NFT"], "Set it to 'ode'"),
     "gradient without noise": (["--model.rollout.transition=ode"], "Choose flow_sde, cps or dance"),
     "guidance ignored": (["--model.rollout.guidance.scale=2"], "Set guidance.scale to 1, or cfg to 'rollout_only'"),
     "guidance of another family": (

@@ -20,7 +20,7 @@ from flow_rl.rewards import Reward, Samples
 from lightning_modules import GRPOPolicy
 from lightning_modules.curation import CURATION_STEP, CurationRun, score_groups
 from tests.planted import Brightness
-from tests.processes import finish, start
+from tests.processes import finish, launch, start
 from tests.toy_policy import toy_policy
 
 
@@ -128,11 +128,22 @@ def test_new_prompts_alone_are_sampled(bright, whole, prompt_files, tmp_path) ->
     assert not torch.equal(found.scores[4], whole.scores[4])
 
 
+def _on_two_ranks(model: str, prompts: dict[str, str], path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+    data = PromptDataModule(**prompts, prompts_per_step=2)
+    curate(
+        trainer,
+        toy_policy(model, rewards={"bright": Counting()}),
+        data,
+        CurationSettings(scores=str(path), threshold=0.0, batch_size=2),
+    )
+
+
 @pytest.mark.dist
-def test_two_ranks_make_the_same_file(bright, data, whole, tmp_path) -> None:
+def test_two_ranks_make_the_same_file(tiny_path, prompt_files, whole, tmp_path) -> None:
     path = tmp_path / "two" / "scores.safetensors"
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, enable_progress_bar=False)
-    found = run(bright(), data(), path, trainer)
+    launch(_on_two_ranks, 2, tiny_path, prompt_files, path)
+    found = CuratedScores.load(path)
     assert torch.equal(found.scores, whole.scores)
     assert path.read_bytes() == (tmp_path / "whole" / "scores.safetensors").read_bytes()
 

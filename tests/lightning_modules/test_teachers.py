@@ -110,11 +110,13 @@ def test_memory_of_four_teachers_is_that_of_one(student, moved, tiny_path, t2i_t
                 module.zero_grad()
                 module.accumulate_gradients(states := module.roll_out(batch), module.targets(task, states))
         assert set(module.bank.calls) == set(teachers)
+        assert memory.peak > 2 * sum(
+            p.nbytes for p in module.model.transformer.parameters()
+        )  # student and teacher count
         return memory.peak
 
     one, four = peak(1), peak(4)
     print(f"peak tensor memory: one teacher {one / 2**20:.1f} MiB, four {four / 2**20:.1f} MiB")
-    assert one > 2 * 3_000_000 * 4  # it does count the student and the teacher
     assert four <= 1.15 * one
 
 
@@ -186,7 +188,7 @@ def test_teachers_of_the_same_base_are_accepted(tiny_path, t2i_teacher, adapters
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("transformer/config.json", {"num_layers": 4}, "num_layers is 4, expected 6"),
+        ("transformer/config.json", {"num_layers": 4}, "num_layers is 4, expected 2"),
         ("vae/config.json", {"z_dim": 16}, "z_dim is 16, expected 32"),
         ("scheduler/scheduler_config.json", {"shift": 5.0}, "steps through sigmas"),
         ("text_encoder/config.json", {"image_token_id": 3}, "image_token_id is 3"),
@@ -274,7 +276,7 @@ def test_unguided_teachers_are_warned_of_where_the_base_is_guided(native, studen
     module._trainer = SimpleNamespace(datamodule=SimpleNamespace(task_names=("t2i",)))
     if native:
         known = SimpleNamespace(guidance=1)
-        monkeypatch.setattr("lightning_modules.distillation_student.native_sampling", lambda _path: known)
+        monkeypatch.setattr("flow_rl.distillation.settings.native_sampling", lambda _path: known)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         module.setup("fit")

@@ -16,6 +16,7 @@ from flow_rl.models.adapters import LoraSettings, add_lora
 from flow_rl.models.pipeline_model import PipelineModel
 from flow_rl.models.qwen_image import QwenImage
 from flow_rl.models.tiny.qwen_image import build_pipeline_v1
+from flow_rl.models.tiny.qwen_image_21 import build_pipeline
 from flow_rl.planning import bench
 from flow_rl.planning.bench import Case, Precision, denoising, update
 from flow_rl.planning.meter import Reading, hollow
@@ -43,13 +44,14 @@ def live_bytes(model, conditioning, latents: torch.Tensor) -> int:
 
 
 @pytest.fixture
-def models(tiny_pipeline, tiny_path, tmp_path) -> dict[str, tuple[PipelineModel, str]]:
-    """A toy of each family, and where it is saved."""
-    pipeline = build_pipeline_v1(PROMPTS * 4)
-    pipeline.save_pretrained(tmp_path / "v1")
+def models(tmp_path) -> dict[str, tuple[PipelineModel, str]]:
+    """A toy of each family, as deep as the demo's, and where it is saved."""
+    pipelines = {"2.1": build_pipeline(PROMPTS * 4), "v1": build_pipeline_v1(PROMPTS * 4)}
+    for name, pipeline in pipelines.items():
+        pipeline.save_pretrained(tmp_path / name)
+    kinds = {"2.1": QwenImage21, "v1": QwenImage}
     return {
-        "2.1": (QwenImage21(copy.deepcopy(tiny_pipeline), image_size=(32, 32)), tiny_path),
-        "v1": (QwenImage(pipeline, image_size=(32, 32)), str(tmp_path / "v1")),
+        name: (kinds[name](pipeline, image_size=(32, 32)), str(tmp_path / name)) for name, pipeline in pipelines.items()
     }
 
 
