@@ -114,8 +114,7 @@ class RewardFinetune(TrainedModule):
         check_optimizer(optimizer, lr_scheduler)
         check_above_zero("model", gradient_clip=gradient_clip, length_parts=length_parts)
         self.model_path = model_path
-        self.make_optimizer = optimizer
-        self.make_scheduler = lr_scheduler
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.objective = objective
         self.reading = reading
         self.lora = lora
