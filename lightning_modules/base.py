@@ -15,6 +15,7 @@ from typing_extensions import override
 from flow_rl.batches import PromptData
 from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks
 from flow_rl.errors import RunStopped
+from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rl.phases import PhaseClock
@@ -45,6 +46,12 @@ class TrainedModule(LightningModule):
     manual optimization it calls `finish_update`.
     """
 
+    model_path: str
+    #: height and width in pixels, of a module that trains a generator
+    image_size: int | None = None
+    #: the adapter that is trained; None trains whole weights
+    lora: LoraSettings | None = None
+    seed: int
     make_optimizer: OptimizerCallable
     #: None keeps the rate
     make_scheduler: LRSchedulerCallable | None
@@ -81,8 +88,10 @@ class TrainedModule(LightningModule):
         return [p for p in self.parameters() if p.requires_grad]
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Settings to compare runs by, as one level of plain values."""
-        return {}
+        """Settings to compare runs by, as one level of plain values; a subclass adds its own."""
+        names = ("model_path", "image_size", "gradient_clip", "seed")
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return values | ({} if self.lora is None else {f"lora/{k}": str(v) for k, v in vars(self.lora).items()})
 
     def profile(self) -> Profile:
         """The settings that the doctor checks; a subclass adds its own."""

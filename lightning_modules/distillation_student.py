@@ -42,7 +42,7 @@ from flow_rl.flow.noise import Stream, keyed_generator
 from flow_rl.flow.objectives import velocity_matching_loss
 from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
-from flow_rl.models.memory import FROZEN_DTYPES, WeightDtypes
+from flow_rl.models.memory import FROZEN_DTYPES
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
@@ -146,9 +146,8 @@ class DistillationStudent(ImageModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        size = (self.image_size, self.image_size)
+        size, dtypes = self.generator.size, self.generator.dtypes
         spread = is_sharded_run(self)
-        dtypes = WeightDtypes.kept(self.frozen_dtype, adapter=self.lora is not None)
         model = load_image_model(self._weights_path(), image_size=size, dtypes=dtypes, empty=spread)
         self.choose_trained(model)
         if self.gradient_checkpointing:

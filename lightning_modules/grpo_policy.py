@@ -26,7 +26,6 @@ from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
 from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
-from flow_rl.models.memory import WeightDtypes
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
@@ -118,8 +117,7 @@ class GRPOPolicy(ImageModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        size = (self.image_size, self.image_size)
-        dtypes = WeightDtypes.kept(self.frozen_dtype, adapter=self.lora is not None)
+        size, dtypes = self.generator.size, self.generator.dtypes
         model = load_image_model(self.model_path, image_size=size, dtypes=dtypes, empty=is_sharded_run(self))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
         self.choose_trained(model)
@@ -153,8 +151,8 @@ class GRPOPolicy(ImageModule):
                 queue.put(self.roll_out(prompts))
             with self.clock.phase("update"):
                 prepared = self._prepare_updates(queue.rollouts)
-                scored, metrics = self._update(self._estimator().estimate(queue), prepared[0], len(queue))
-                updates = [metrics] + [self._update(scored, again, len(queue))[1] for again in prepared[1:]]
+                scored, metrics = self._update(self._estimator().estimate(queue), prepared[0], queue.samples)
+                updates = [metrics] + [self._update(scored, again, queue.samples)[1] for again in prepared[1:]]
                 if self.old is not None:
                     self.old.blend(self.objective.old_decay_at(self.iteration))
         iteration = Iteration.of(self.iteration, parts, scored, list(self.rewards))

@@ -123,7 +123,7 @@ class ImageModule(TrainedModule):
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The schedule (T + 1,) of the generator, before it loads."""
-        return peek_sigmas(self.model_path, max(num_steps, 1), image_size=(self.image_size, self.image_size))
+        return peek_sigmas(self.model_path, max(num_steps, 1), image_size=self.generator.size)
 
     # ----------------------------------------------------------------- training
 
@@ -155,11 +155,6 @@ class ImageModule(TrainedModule):
     @override
     def profile(self) -> Profile:
         return replace(super().profile(), generator=self.generator)
-
-    @override
-    def hyperparameters(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in ("model_path", "image_size", "gradient_clip", "seed")}
-        return values | ({} if self.lora is None else {f"lora/{k}": str(v) for k, v in vars(self.lora).items()})
 
     def export(self, path: str | Path) -> None:
         """Write the trained generator in the diffusers layout; a student is sampled at guidance 1."""

@@ -64,8 +64,9 @@ class ScoreQueue:
         self._columns.append(self._submit(samples, asked))
         self.rollouts.append(rollout.release_images())
 
-    def __len__(self) -> int:
-        """Samples of all rollouts."""
+    @property
+    def samples(self) -> int:
+        """Samples of all rollouts that were put in."""
         return sum(len(rollout) for rollout in self.rollouts)
 
     def __iter__(self) -> Iterator[tuple[Rollout, Tensor]]:
