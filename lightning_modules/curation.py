@@ -27,7 +27,6 @@ from flow_rl.curation.parts import PartFiles
 from flow_rl.curation.provenance import Provenance
 from flow_rl.distributed.sharding import gathered
 from flow_rl.distributed.shares import raised_everywhere
-from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.rewards import Reward
 from flow_rl.rl.sampling import group_rollout
 from flow_rl.rl.scoring import samples_of, score_all
@@ -76,9 +75,7 @@ def score_groups(
         Exception: what a reward raised; on ranks without an error of their own, what `raised_everywhere` does.
     """
     settings, model, device = policy.rollout_settings, policy.model, policy.compute_device
-    steps: tuple[int, ...] = ()
-    if policy.objective.uses_window:
-        steps = steps_of_iteration(settings.window, settings.num_steps, iteration=0, seed=policy.seed)
+    steps = policy.objective.stochastic_steps(settings, iteration=0, seed=policy.seed)
     training = model.transformer.training
     model.transformer.eval()
     prompts = prompts.to(device)
@@ -92,12 +89,10 @@ def score_groups(
                 policy.sampler,
                 chunk.prompts,
                 chunk.branches,
+                settings,
                 group_size=members,
                 step=CURATION_STEP,
-                transition=settings.transition,
-                noise_level=settings.noise_level,
                 stochastic_steps=steps,
-                shared_noise=settings.shared_noise,
             ).latents
             for chunk in (chunks if own else ())
         ]

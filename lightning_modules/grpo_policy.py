@@ -168,14 +168,15 @@ class GRPOPolicy(ImageModule):
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """The images of every group, and what the updates need of how they came about."""
+        settings, number = self.rollout_settings, self.iteration
         with self.clock.phase("rollout"):
             rollout = roll_out(
                 self.model,
                 self.sampler,
                 prompts,
-                self.rollout_settings,
-                iteration=self.iteration,
-                stochastic=self.objective.uses_window,
+                settings,
+                iteration=number,
+                stochastic_steps=self.objective.stochastic_steps(settings, iteration=number, seed=self.seed),
                 weights=self.old_weights,
             )
         self.clock.images += len(rollout)

@@ -9,7 +9,6 @@ import torch
 
 from flow_rl.batches import Prompts
 from flow_rl.distributed.sharding import gathered
-from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models import ImageModel
 from flow_rl.rl.objectives import Rollout
 from flow_rl.rl.sampling import Sampler, group_rollout
@@ -24,7 +23,7 @@ def roll_out(
     settings: RolloutSettings,
     *,
     iteration: int,
-    stochastic: bool,
+    stochastic_steps: tuple[int, ...],
     weights: Callable[[], AbstractContextManager[None]],
 ) -> Rollout:
     """Roll out the groups of some prompts.
@@ -34,17 +33,14 @@ def roll_out(
         sampler: its schedule, guidance and seed.
         prompts: P of them, all of one task.
         settings: of the rollout.
-        iteration: keys noise and window.
-        stochastic: whether the steps of the window are stochastic.
+        iteration: keys the noise.
+        stochastic_steps: those of the iteration's window, if the objective has one.
         weights: inside this context the transformer has the weights that roll out.
 
     Returns:
         The rollout of N = P G samples, everything on the model's device.
     """
     group = settings.group_size
-    steps: tuple[int, ...] = ()
-    if stochastic:
-        steps = steps_of_iteration(settings.window, settings.num_steps, iteration=iteration, seed=sampler.seed)
     branches = sampler.encode(model, prompts.texts, prompts.sources)
     # Gathered once for all steps, and after the swap, as it takes the weights that are there.
     with weights(), gathered(model.transformer):
@@ -53,12 +49,10 @@ def roll_out(
             sampler,
             prompts,
             branches,
+            settings,
             group_size=group,
             step=iteration,
-            transition=settings.transition,
-            noise_level=settings.noise_level,
-            stochastic_steps=steps,
-            shared_noise=settings.shared_noise,
+            stochastic_steps=stochastic_steps,
         )
     images = model.decode(trajectory.latents)
     seen = branches.repeat_interleave(group)

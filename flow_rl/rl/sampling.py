@@ -23,6 +23,7 @@ from flow_rl.flow.guidance import Guidance, guide
 from flow_rl.flow.noise import Stream, batch_noise
 from flow_rl.flow.rollout import Trajectory, rollout
 from flow_rl.models import Conditioning, ImageModel
+from flow_rl.rl.settings import RolloutSettings
 
 VelocityFn = Callable[[Tensor, int, float], Tensor]
 
@@ -222,13 +223,11 @@ def group_rollout(
     sampler: Sampler,
     prompts: Prompts,
     branches: Branches,
+    settings: RolloutSettings,
     *,
     group_size: int,
     step: int,
-    transition: str,
-    noise_level: float,
     stochastic_steps: tuple[int, ...],
-    shared_noise: bool,
 ) -> Trajectory:
     """Roll out G images a prompt, stochastic only at the given steps, and keep the states there.
 
@@ -242,8 +241,8 @@ def group_rollout(
     members = list(range(group_size)) * len(prompts)
     branches = branches.cached(model)
     grouped = branches.repeat_interleave(group_size)
-    start, prefix_end = 0, stochastic_steps[0] if shared_noise and stochastic_steps else 0
-    if shared_noise:
+    start, prefix_end = 0, stochastic_steps[0] if settings.shared_noise and stochastic_steps else 0
+    if settings.shared_noise:
         noise = sampler.initial_noise(
             model, step=step, ids=prompts.ids, members=[0] * len(prompts), device=branches.device
         )
@@ -271,8 +270,8 @@ def group_rollout(
         guided_velocity(model, grouped.conditional, grouped.unconditional, sampler.guidance),
         noise,
         sampler.sigmas,
-        kind=transition,
-        noise_level=noise_level,
+        kind=settings.transition,
+        noise_level=settings.noise_level,
         stochastic_steps=stochastic_steps,
         step_noise=step_noise,
         start=start,

@@ -306,12 +306,10 @@ class _Phases:
             sampler,
             self._prompts,
             branches,
+            settings,
             group_size=given.group,
             step=0,
-            transition=settings.transition,
-            noise_level=settings.noise_level,
             stochastic_steps=(0,),
-            shared_noise=False,
         )
 
     def _rolled(self, trajectory: Any, branches: Branches) -> Rollout:

@@ -24,6 +24,7 @@ from flow_rl.distributed.devices import to_device
 from flow_rl.errors import check_above_zero, check_at_least
 from flow_rl.flow.objectives.rows import Metrics
 from flow_rl.flow.rollout import Trajectory
+from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models import Conditioning, ImageModel
 from flow_rl.rl.settings import RolloutSettings
 
@@ -196,6 +197,12 @@ class Objective(ABC):
     def prepares_forwards(self) -> bool:
         """Whether `prepare` evaluates the model at every pair. `train.py doctor` counts it."""
         return self.uses_old_policy
+
+    def stochastic_steps(self, settings: RolloutSettings, *, iteration: int, seed: int) -> tuple[int, ...]:
+        """The steps of an iteration's window; none for an objective without one."""
+        if not self.uses_window:
+            return ()
+        return steps_of_iteration(settings.window, settings.num_steps, iteration=iteration, seed=seed)
 
     @abstractmethod
     def pairs_per_sample(self, settings: RolloutSettings) -> int:

@@ -18,7 +18,6 @@ from flow_rl.errors import check_above_zero, check_at_least
 from flow_rl.flow.guidance import guide
 from flow_rl.flow.objectives import clipped_policy_loss, guarded_policy_loss, kl_to_reference, step_weights
 from flow_rl.flow.transitions import transition
-from flow_rl.flow.windows import steps_of_iteration
 from flow_rl.models import ImageModel
 from flow_rl.rl.objectives.base import (
     SETTINGS,
@@ -102,7 +101,7 @@ class PolicyGradient(Objective):
 
     def pairs_per_sample(self, settings: RolloutSettings) -> int:
         """See `Objective.pairs_per_sample`: the steps of the window, as many in every iteration."""
-        return len(steps_of_iteration(settings.window, settings.num_steps, iteration=0, seed=0))
+        return len(self.stochastic_steps(settings, iteration=0, seed=0))
 
     def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
         """See `Objective.check`."""
