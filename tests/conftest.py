@@ -44,14 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _single_thread() -> None:
-    torch.set_num_threads(1)
+def pytest_runtest_setup() -> None:
+    """Before every test and its fixtures, since code under test may set both, as `train.py` does.
 
-
-@pytest.fixture(autouse=True)
-def _flush_denormals() -> None:
-    """As train.py does: a random model is full of denormals. The flag is a thread's own, so every test sets it."""
+    Sums over another number of threads round differently. A random model is full of denormals.
+    """
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
 
