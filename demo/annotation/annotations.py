@@ -42,12 +42,16 @@ from flow_rl.models.images import to_uint8
 DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
 #: groups of renders by dimension; training has more of those whose scores are learnt late
 GROUPS = {
-    "train": {"alignment": 700, "aesthetic": 700, "portrait": 250, "instruction_following": 450},
+    "train": {"alignment": 200, "aesthetic": 300, "portrait": 120, "instruction_following": 300},
     "validation": dict.fromkeys(DIMENSIONS, 30),
     "test": dict.fromkeys(DIMENSIONS, 75),
 }
-#: prompts (and as many instructions) that base samples are drawn for
-BASE_PROMPTS = {"train": 100, "validation": 15, "test": 40}
+#: groups of samples of a model by dimension: what RL will show to the reward model, so most of what it learns from
+SAMPLED = {
+    "train": {"alignment": 600, "aesthetic": 150, "portrait": 90, "instruction_following": 250},
+    "validation": {"alignment": 50, "aesthetic": 15, "portrait": 10, "instruction_following": 25},
+    "test": {"alignment": 100, "aesthetic": 30, "portrait": 20, "instruction_following": 50},
+}
 MEMBERS = 4
 #: of renders; far from the seeds of prompts, verifiers and pre-training
 SEED = 5000
@@ -150,29 +154,29 @@ def main() -> None:
     """Parse the command line, make everything, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--count", type=float, default=1.0, help="scales the number of groups and of base prompts")
-    parser.add_argument("--base-count", type=float, default=1.0, help="scales base prompts once more; 0: none")
+    parser.add_argument("--count", type=float, default=1.0, help="scales the number of groups")
+    parser.add_argument("--sampled", type=float, default=1.0, help="scales groups of samples once more; 0: none")
     parser.add_argument("--base", type=Path, default=Path("demo/base"), help="the image model to sample from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the base samples")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     # the image model's libraries take seconds to import
-    from demo.annotation.base_samples import base_groups
+    from demo.annotation.base_samples import sampled_groups
 
     for split in SPLITS:
         start = time.perf_counter()
         groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count))]
         made = (render_group(d, SEED + args.seed, i, split=split) for d, i in groups)
         count = write_groups(made, args.output, split)
-        prompts = round(BASE_PROMPTS[split] * args.count * args.base_count)
+        counts = {d: round(most * args.count * args.sampled) for d, most in SAMPLED[split].items()}
         sampled = 0
-        if prompts:
-            drawn = base_groups(
-                args.base, SEED + args.seed, prompts, split=split, members=MEMBERS, cache_dir=args.cache
+        if any(counts.values()):
+            drawn = sampled_groups(
+                args.base, SEED + args.seed, counts, split=split, members=MEMBERS, cache_dir=args.cache
             )
             sampled = write_groups(drawn, args.output, f"{split}_base")
-        print(f"{split}: {count} renders, {sampled} base samples, {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{split}: {count} renders, {sampled} samples, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
