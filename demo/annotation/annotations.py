@@ -5,12 +5,12 @@ These stand in for human annotation. No person has scored anything here:
 - alignment: prompts against renders of which every attribute is known, some of them replaced;
 - aesthetic, portrait: renders under damage of a known grade;
 - instruction_following: edits that are right, half-done, wrong, identity-breaking or damaged, all known;
-- and images sampled from the base, judged by the trained annotator (`demo.annotation.base_samples`), some damaged
+- and images sampled from the base, judged by the trained annotator (`demo.annotation.policy_samples`), some damaged
 further.
 
 `demo.annotation.judgements` turns what is known into scores and reasoning. A split's files hold scenes and prompts of
-that split alone: `{split}.jsonl` with `{split}_preferences.jsonl` for renders, `{split}_base.jsonl` with
-`{split}_base_preferences.jsonl` for base samples. Records of a group share their prompt. Renders are a pure function of
+that split alone: `{split}.jsonl` with `{split}_preferences.jsonl` for renders, `{split}_samples.jsonl` with
+`{split}_samples_preferences.jsonl` for samples. Records of a group share their prompt. Renders are a pure function of
 (seed, index); another count of groups keeps those that were there.
 
 Shapes: G members of a group, C = 3, H = W = 32.
@@ -155,27 +155,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--count", type=float, default=1.0, help="scales the number of groups")
+    parser.add_argument("--renders", type=float, default=1.0, help="scales groups of renders once more; 0: none")
     parser.add_argument("--sampled", type=float, default=1.0, help="scales groups of samples once more; 0: none")
-    parser.add_argument("--base", type=Path, default=Path("demo/base"), help="the image model to sample from")
+    parser.add_argument("--model", type=Path, default=Path("demo/base"), help="the image model to sample from")
+    parser.add_argument("--reward", help="export of a reward model: annotate what it reads worst")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the base samples")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the samples")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     # the image model's libraries take seconds to import
-    from demo.annotation.base_samples import sampled_groups
+    from demo.annotation.hard_cases import hardest
+    from demo.annotation.policy_samples import sampled_groups
 
     for split in SPLITS:
         start = time.perf_counter()
-        groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count))]
+        groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count * args.renders))]
         made = (render_group(d, SEED + args.seed, i, split=split) for d, i in groups)
         count = write_groups(made, args.output, split)
         counts = {d: round(most * args.count * args.sampled) for d, most in SAMPLED[split].items()}
         sampled = 0
         if any(counts.values()):
+            more = 1 if args.reward is None else 2
             drawn = sampled_groups(
-                args.base, SEED + args.seed, counts, split=split, members=MEMBERS, cache_dir=args.cache
+                args.model,
+                SEED + args.seed,
+                {dimension: more * count for dimension, count in counts.items()},
+                split=split,
+                members=MEMBERS,
+                cache_dir=args.cache,
             )
-            sampled = write_groups(drawn, args.output, f"{split}_base")
+            if args.reward is not None:
+                drawn = hardest(drawn, args.reward, counts)
+            sampled = write_groups(iter(drawn), args.output, f"{split}_samples")
         print(f"{split}: {count} renders, {sampled} samples, {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from demo.annotation.base_samples import sample
+from demo.annotation.policy_samples import sample
 from demo.scorers.verifiers import Verifier
 from demo.scorers.weights import VerifierName
 from demo.world.captions import caption

@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules.annotation_files import read_annotations
 from datamodules.preferences import read_preferences
-from demo.annotation import base_samples
+from demo.annotation import hard_cases, policy_samples
 from demo.annotation.annotations import DIMENSIONS, render_group, write_groups
 from demo.annotation.cases import OUTCOMES, alignment_case, alter, edit_case, edit_outcome
 from demo.annotation.damage import FACE, PICTURE, damage
@@ -26,9 +26,10 @@ from demo.world.world import make_scene, render, split_of
 from flow_rl.batches import Prompts
 from flow_rl.flow.guidance import Guidance
 from flow_rl.models.images import from_uint8
+from flow_rl.rewards.base import Samples
 from flow_rl.rewards.rubrics import Rubric
 
-RUBRICS = Path(base_samples.__file__).parents[1] / "rubrics"
+RUBRICS = Path(policy_samples.__file__).parents[1] / "rubrics"
 
 
 @pytest.mark.parametrize(
@@ -255,22 +256,22 @@ def test_the_files_are_what_reward_training_reads(tmp_path: Path) -> None:
     assert set(first) == {"id", "image", "prompt", "dimension", "score", "reasoning", "group"}
 
 
-def test_base_samples_carry_the_annotators_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_samples, "STEPS", 2)
+def test_policy_samples_carry_the_annotators_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_samples, "STEPS", 2)
     base = RUBRICS.parent / "base"
     arguments = {"split": "train", "members": 2, "cache_dir": tmp_path}
     counts = {"alignment": 6, "aesthetic": 2, "portrait": 1, "instruction_following": 2}
-    groups = list(base_samples.sampled_groups(base, 10, counts, **arguments))
+    groups = list(policy_samples.sampled_groups(base, 10, counts, **arguments))
     assert Counter(g.dimension for g in groups) == counts
-    assert len(list(tmp_path.glob("base-samples-*.npz"))) == 3  # prompts at either guidance, edits at one
-    monkeypatch.setattr(base_samples, "_load", None)  # the second time nothing is sampled
-    again = list(base_samples.sampled_groups(base, 10, counts, **arguments))
+    assert len(list(tmp_path.glob("policy-samples-*.npz"))) == 3  # prompts at either guidance, edits at one
+    monkeypatch.setattr(policy_samples, "_load", None)  # the second time nothing is sampled
+    again = list(policy_samples.sampled_groups(base, 10, counts, **arguments))
     assert all(
         torch.equal(a.images, b.images) and a.judgements == b.judgements for a, b in zip(groups, again, strict=True)
     )
     for group in groups:
         if group.dimension == "alignment":
-            verdict = base_samples.Verifier.load("annotator").check(group.images, [group.prompt] * 2)
+            verdict = policy_samples.Verifier.load("annotator").check(group.images, [group.prompt] * 2)
             expected = 1 + 4 * verdict.probability
             assert [j.score for j in group.judgements] == pytest.approx(expected.tolist(), abs=0.006)
 
@@ -279,9 +280,28 @@ def test_prompts_take_turns_with_guidances(monkeypatch: pytest.MonkeyPatch) -> N
     def drawn(model: Path, prompts: Prompts, *, guidance: Guidance, members: int, **_: object) -> torch.Tensor:
         return torch.full((len(prompts), members, 3, 32, 32), guidance.scale)
 
-    monkeypatch.setattr(base_samples, "sample", drawn)
+    monkeypatch.setattr(policy_samples, "sample", drawn)
     prompts = Prompts(ids=tuple(range(12)), texts=("a",) * 12, categories=("c",) * 12)
-    guidances = base_samples.GUIDANCES
-    images = base_samples.sample_in_turn(RUBRICS, prompts, guidances=guidances, members=2, seed=0, cache_dir=None)
+    guidances = policy_samples.GUIDANCES
+    images = policy_samples.sample_in_turn(RUBRICS, prompts, guidances=guidances, members=2, seed=0, cache_dir=None)
     first, second = (g.scale for g in guidances)
     assert images[:, 0, 0, 0, 0].tolist() == [first] * 5 + [second] * 5 + [first] * 2
+
+
+def test_what_is_read_worst_is_annotated_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [render_group(d, 11, i, split="train") for d in ("alignment", "aesthetic") for i in range(4)]
+    truths = {id(g.images): torch.tensor([j.score for j in g.judgements]) for g in groups}
+    # Off by 0, 1, 2, 3 in turn; the last alignment group cannot be read at all, which is worst.
+    off = {id(g.images): float(i % 4) for i, g in enumerate(groups)} | {id(groups[3].images): float("nan")}
+
+    class Planted:
+        def __init__(self, export: str, dimension: str) -> None:
+            self.dimension = dimension
+
+        def score(self, samples: Samples) -> torch.Tensor:
+            assert samples.categories[0] == self.dimension
+            return truths[id(samples.images)] + off[id(samples.images)]
+
+    monkeypatch.setattr(hard_cases, "VLMReward", Planted)
+    kept = list(hard_cases.hardest(iter(groups), "export", {"alignment": 2, "aesthetic": 1}))
+    assert [g.name for g in kept] == ["alignment-2", "alignment-3", "aesthetic-3"]

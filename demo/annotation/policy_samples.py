@@ -75,7 +75,7 @@ def sample(
             weights.update(file.read_bytes())
         sources = b"" if prompts.sources is None else prompts.sources.numpy().tobytes()
         weights.update(repr((prompts.ids, prompts.texts, members, seed, STEPS, guidance)).encode() + sources)
-        path = cache_dir / f"base-samples-{weights.hexdigest()}.npz"
+        path = cache_dir / f"policy-samples-{weights.hexdigest()}.npz"
 
     def draw() -> dict[str, np.ndarray]:
         loaded = _load(model)
