@@ -5,12 +5,12 @@ These stand in for human annotation. No person has scored anything here:
 - alignment: prompts against renders of which every attribute is known, some of them replaced;
 - aesthetic, portrait: renders under damage of a known grade;
 - instruction_following: edits that are right, half-done, wrong, identity-breaking or damaged, all known;
-- and images sampled from the base, judged by the trained annotator (`demo.annotation.base_samples`), some damaged
+- and images sampled from the base, judged by the trained annotator (`demo.annotation.policy_samples`), some damaged
 further.
 
 `demo.annotation.judgements` turns what is known into scores and reasoning. A split's files hold scenes and prompts of
-that split alone: `{split}.jsonl` with `{split}_preferences.jsonl` for renders, `{split}_base.jsonl` with
-`{split}_base_preferences.jsonl` for base samples. Records of a group share their prompt. Renders are a pure function of
+that split alone: `{split}.jsonl` with `{split}_preferences.jsonl` for renders, `{split}_samples.jsonl` with
+`{split}_samples_preferences.jsonl` for samples. Records of a group share their prompt. Renders are a pure function of
 (seed, index); another count of groups keeps those that were there.
 
 Shapes: G members of a group, C = 3, H = W = 32.
@@ -42,12 +42,16 @@ from flow_rl.models.images import to_uint8
 DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
 #: groups of renders by dimension; training has more of those whose scores are learnt late
 GROUPS = {
-    "train": {"alignment": 700, "aesthetic": 700, "portrait": 250, "instruction_following": 450},
+    "train": {"alignment": 200, "aesthetic": 300, "portrait": 120, "instruction_following": 300},
     "validation": dict.fromkeys(DIMENSIONS, 30),
     "test": dict.fromkeys(DIMENSIONS, 75),
 }
-#: prompts (and as many instructions) that base samples are drawn for
-BASE_PROMPTS = {"train": 100, "validation": 15, "test": 40}
+#: groups of samples of a model by dimension: what RL will show to the reward model, so most of what it learns from
+SAMPLED = {
+    "train": {"alignment": 600, "aesthetic": 150, "portrait": 90, "instruction_following": 250},
+    "validation": {"alignment": 50, "aesthetic": 15, "portrait": 10, "instruction_following": 25},
+    "test": {"alignment": 100, "aesthetic": 30, "portrait": 20, "instruction_following": 50},
+}
 MEMBERS = 4
 #: of renders; far from the seeds of prompts, verifiers and pre-training
 SEED = 5000
@@ -150,29 +154,40 @@ def main() -> None:
     """Parse the command line, make everything, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--count", type=float, default=1.0, help="scales the number of groups and of base prompts")
-    parser.add_argument("--base-count", type=float, default=1.0, help="scales base prompts once more; 0: none")
-    parser.add_argument("--base", type=Path, default=Path("demo/base"), help="the image model to sample from")
+    parser.add_argument("--count", type=float, default=1.0, help="scales the number of groups")
+    parser.add_argument("--renders", type=float, default=1.0, help="scales groups of renders once more; 0: none")
+    parser.add_argument("--sampled", type=float, default=1.0, help="scales groups of samples once more; 0: none")
+    parser.add_argument("--model", type=Path, default=Path("demo/base"), help="the image model to sample from")
+    parser.add_argument("--reward", help="export of a reward model: annotate what it reads worst")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the base samples")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the samples")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     # the image model's libraries take seconds to import
-    from demo.annotation.base_samples import base_groups
+    from demo.annotation.hard_cases import hardest
+    from demo.annotation.policy_samples import sampled_groups
 
     for split in SPLITS:
         start = time.perf_counter()
-        groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count))]
+        groups = [(d, i) for d, most in GROUPS[split].items() for i in range(round(most * args.count * args.renders))]
         made = (render_group(d, SEED + args.seed, i, split=split) for d, i in groups)
         count = write_groups(made, args.output, split)
-        prompts = round(BASE_PROMPTS[split] * args.count * args.base_count)
+        counts = {d: round(most * args.count * args.sampled) for d, most in SAMPLED[split].items()}
         sampled = 0
-        if prompts:
-            drawn = base_groups(
-                args.base, SEED + args.seed, prompts, split=split, members=MEMBERS, cache_dir=args.cache
+        if any(counts.values()):
+            more = 1 if args.reward is None else 2
+            drawn = sampled_groups(
+                args.model,
+                SEED + args.seed,
+                {dimension: more * count for dimension, count in counts.items()},
+                split=split,
+                members=MEMBERS,
+                cache_dir=args.cache,
             )
-            sampled = write_groups(drawn, args.output, f"{split}_base")
-        print(f"{split}: {count} renders, {sampled} base samples, {time.perf_counter() - start:.0f} s", flush=True)
+            if args.reward is not None:
+                drawn = hardest(drawn, args.reward, counts)
+            sampled = write_groups(iter(drawn), args.output, f"{split}_samples")
+        print(f"{split}: {count} renders, {sampled} samples, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def edit_group(
     broken: Sequence[Sequence[str]],
     *,
     source: Tensor,
+    certainties: Sequence[Mapping[str, float] | None] | None = None,
 ) -> Group:
     """Results of one edit, judged against its instruction and its source.
 
@@ -67,6 +68,7 @@ def edit_group(
         looks: look of each result, see `demo.world.looks`.
         broken: what else is wrong with each, see `judge_edit`.
         source: (3, H, W).
+        certainties: of each, see `judge_edit`; None where all attributes are known.
     """
     return Group(
         name=f"instruction_following-{index}",
@@ -82,8 +84,11 @@ def edit_group(
                 category=pair.category,
                 looks=(look_of(pair.source), look),
                 broken=flaws,
+                certainty=certainty,
             )
-            for after, look, flaws in zip(shown, looks, broken, strict=True)
+            for after, look, flaws, certainty in zip(
+                shown, looks, broken, certainties or [None] * len(images), strict=True
+            )
         ),
         source=source,
     )
@@ -94,7 +99,7 @@ def damaged_group(
     name: str,
     prompt: str,
     images: Tensor,
-    grades: list[int],
+    grades: Sequence[float],
     rng: np.random.Generator,
     *,
     keep: float = 0.0,
@@ -106,7 +111,7 @@ def damaged_group(
         name: of the group.
         prompt: of the images.
         images: (G, 3, H, W).
-        grades: how damaged each is to begin with, 0 to 4.
+        grades: how damaged each is to begin with, 0 to 4; with half a grade or more the reasoning says so.
         rng: draws kinds and grades.
         keep: share of the images to leave as they are.
     """
@@ -114,9 +119,9 @@ def damaged_group(
     drawn = np.concatenate([rng.permutation(GRADES + 1) for _ in range(1 + members // (GRADES + 1))])[:members]
     made, judgements = [], []
     for image, before, added in zip(images, grades, drawn.tolist(), strict=True):
-        added = 0 if rng.random() < keep else min(added, GRADES - before)
+        added = 0 if rng.random() < keep else min(added, int(GRADES - before))
         image, kinds = damage(image, FACE if dimension == "portrait" else PICTURE, added, rng)
-        kinds = (["mixed"] if before else []) + kinds  # what the base spoilt by itself has no name
+        kinds = (["mixed"] if before >= 0.5 else []) + kinds  # what the base spoilt by itself has no name
         made.append(image)
         judgements.append(judge_damage(kinds, before + added))
     return Group(name=name, dimension=dimension, prompt=prompt, images=torch.stack(made), judgements=tuple(judgements))

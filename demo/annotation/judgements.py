@@ -3,6 +3,9 @@
 Nobody was asked. What an image shows is known exactly (it was rendered so) or is the trained annotator's verdict
 (it was sampled); these rules turn that into the score and the reasoning that a person following the rubric would
 write down. They stand in for human annotation.
+
+A score is a mean, as the mean of several people's scores is: where the annotator is not certain of what an image
+shows, the score lies between those of the readings.
 """
 
 from __future__ import annotations
@@ -14,8 +17,6 @@ from itertools import zip_longest
 from demo.world.captions import Request
 from demo.world.vocabulary import ATTRIBUTES
 
-#: attributes that are the object itself: without them the hierarchy's first criterion has failed
-OBJECTS = {("plant", "kind"), ("typography", "text")}
 YES, NO, MISSING = "yes", "no", "missing"
 DONE, HALF, UNDONE = "done", "half", "undone"
 KEPT, CHANGED = "kept", "changed"
@@ -24,6 +25,7 @@ IDENTITY = "identity"
 #: an edit that also broke the picture
 DAMAGE = "damage"
 _WEIGHTS = {IDENTITY: 2}
+_DECIMALS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +33,11 @@ class Judgement:
     """One annotation.
 
     Attributes:
-        score: 1..5.
+        score: in [1, 5].
         reasoning: what the rubric asks for, without the score.
     """
 
-    score: int
+    score: float
     reasoning: str
 
 
@@ -44,33 +46,34 @@ def say(name: str, value: str) -> str:
     return " ".join(value) if name == "text" else value.replace("_", " ")
 
 
-def judge_alignment(request: Request, category: str, attributes: Mapping[str, str]) -> Judgement:
-    """Compare an image with a prompt, requirement by requirement, in the order of the vocabulary; a text by letters.
+def judge_alignment(
+    request: Request, category: str, attributes: Mapping[str, str], *, certainty: Mapping[str, float] | None = None
+) -> Judgement:
+    """Compare an image with a prompt, requirement by requirement, in the order of the vocabulary.
 
-    Another category scores 1. Another kind of plant or other letters: 2, or 1 if anything else is wrong as well.
-    Otherwise 5, less 1 for each wrong attribute, at least 1.
+    The object comes first: an image of another category scores 1. Otherwise the score is 1 + 4 times the share of the
+    requirements that the image meets. A text is one requirement, met by the share of its letters.
 
     Args:
         request: what the prompt asks for.
         category: what the image shows.
         attributes: of the image; one that is not there counts as "none".
+        certainty: for each requested attribute, how likely it is that the image meets it, in [0, 1]; None where the
+            attributes are known.
     """
     if category != request.category:
-        return Judgement(score=1, reasoning=f"object {request.category}: {category} {MISSING}")
-    lines, verdicts = [f"object {category}: {category} {YES}"], []
+        return Judgement(score=1.0, reasoning=f"object {request.category}: {category} {MISSING}")
+    lines, met = [f"object {category}: {category} {YES}"], []
     for attribute in ATTRIBUTES[category]:
         name = attribute.name
         if name not in request.attributes:
             continue
         asked, shown = request.attributes[name], attributes.get(name, "none")
-        other = MISSING if (category, name) in OBJECTS else NO
         # Letter by letter: who writes it down compares neighbouring words.
-        pairs = zip_longest(asked, shown, fillvalue="none") if name == "text" else [(asked, shown)]
-        lines += [f"{say('', name)} {say('', a)}: {say('', b)} {YES if a == b else other}" for a, b in pairs]
-        verdicts.append(YES if asked == shown else other)
-    wrong, missing = verdicts.count(NO), verdicts.count(MISSING)
-    score = max(1, 5 - wrong) if not missing else 2 if missing == 1 and not wrong else 1
-    return Judgement(score=score, reasoning=", ".join(lines))
+        pairs = list(zip_longest(asked, shown, fillvalue="none")) if name == "text" else [(asked, shown)]
+        lines += [f"{say('', name)} {say('', a)}: {say('', b)} {YES if a == b else NO}" for a, b in pairs]
+        met.append(sum(a == b for a, b in pairs) / len(pairs) if certainty is None else certainty[name])
+    return Judgement(score=round(1 + 4 * sum(met) / len(met), _DECIMALS), reasoning=", ".join(lines))
 
 
 def judge_edit(
@@ -82,6 +85,7 @@ def judge_edit(
     category: str,
     looks: tuple[str, str],
     broken: Sequence[str] = (),
+    certainty: Mapping[str, float] | None = None,
 ) -> Judgement:
     """Compare an edit's result with its instruction and its source.
 
@@ -101,6 +105,8 @@ def judge_edit(
         category: of both.
         looks: of source and result, see `demo.world.looks`.
         broken: `IDENTITY`, `DAMAGE`, both or neither.
+        certainty: for each attribute of the category, how likely it is that the result shows what it should: the value
+            asked for, or the source's; in [0, 1]. None where the attributes are known.
     """
     shown = after.get(attribute, "none")
     old = before.get(attribute, "none")
@@ -108,8 +114,13 @@ def judge_edit(
     names = [a.name for a in ATTRIBUTES[category] if a.name != attribute]
     changed = [n for n in names if before.get(n, "none") != after.get(n, "none")]
     changed += [name for name in (IDENTITY, DAMAGE) if name in broken]
-    weight = sum(_WEIGHTS.get(name, 1) for name in changed)
-    score = {DONE: 5 - min(weight, 2), HALF: 3 - min(weight, 1), UNDONE: 1}[core]
+    if certainty is None:
+        certainty = {name: float(name not in changed) for name in names} | {attribute: float(core == DONE)}
+    weight = sum(1 - certainty[name] for name in names)
+    weight += sum(_WEIGHTS.get(name, 1) for name in (IDENTITY, DAMAGE) if name in broken)
+    done = certainty[attribute]
+    otherwise = 3 - min(weight, 1) if core == HALF else 1
+    score = round(done * (5 - min(weight, 2)) + (1 - done) * otherwise, _DECIMALS)
     lines = [f"{say('', attribute)} {say(attribute, asked)}: {say(attribute, shown)} {say(attribute, old)} {core}"]
     for name in names:
         values = f"{say(name, before.get(name, 'none'))} {say(name, after.get(name, 'none'))}"
@@ -119,7 +130,7 @@ def judge_edit(
     return Judgement(score=score, reasoning=", ".join((*lines, f"{CHANGED} {rest}")))
 
 
-def judge_damage(kinds: Sequence[str], grade: int) -> Judgement:
+def judge_damage(kinds: Sequence[str], grade: float) -> Judgement:
     """Name the damage and grade the picture.
 
     The reasoning names kinds alone, so that how strong they are is left to the score's own distribution.
@@ -129,4 +140,4 @@ def judge_damage(kinds: Sequence[str], grade: int) -> Judgement:
         grade: 0 (none) to 4 (wrecked).
     """
     assert 0 <= grade <= 4, grade
-    return Judgement(score=5 - grade, reasoning=f"damage: {' and '.join(kinds) or 'none'}")
+    return Judgement(score=round(5.0 - grade, _DECIMALS), reasoning=f"damage: {' and '.join(kinds) or 'none'}")

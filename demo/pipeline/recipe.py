@@ -31,7 +31,7 @@ TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
 #: modules of `demo` that decide what an annotation says
 _ANNOTATING = (
     "annotation/annotations",
-    "annotation/base_samples",
+    "annotation/policy_samples",
     "annotation/cases",
     "annotation/damage",
     "annotation/groups",
@@ -182,7 +182,7 @@ def _reward_stages(plan: Plan) -> list[Stage]:
     annotations = plan.directory / "annotations"
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"] if plan.quick else []
     files = [
-        f"--data.{split}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
+        f"--data.{split}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_samples.jsonl]"
         for split in ("train", "validation", "test")
     ]
     return [

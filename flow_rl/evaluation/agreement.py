@@ -56,6 +56,8 @@ class Agreement(Metric):
     - `pairwise_accuracy_ties`: of all pairs, the share where the model says the same of better, worse and tied;
       predictions closer than `tie_margin` are a tie.
     - `calibration_error`: see `Reliability`.
+    - `pairwise_accuracy_in_group`: `pairwise_accuracy` over the pairs inside a group alone, which is what RL by groups
+      learns from; NaN without such pairs.
     - `identical_in_group`: of the pairs of images in one group, the share with the same prediction (such a pair teaches
       RL nothing); NaN without groups.
     - `parse_rate`: share of images with a score. Those without are left out of everything else.
@@ -121,6 +123,7 @@ class Agreement(Metric):
             "mse": mean_squared_error(predictions, truths) if len(predictions) else nothing,
             "pairwise_accuracy": without_ties,
             "pairwise_accuracy_ties": with_ties,
+            "pairwise_accuracy_in_group": pairwise_accuracy_in_group(predictions, truths, groups),
             "calibration_error": reliability(predictions, truths, bins=self.bins).error,
             "identical_in_group": identical_in_group(predictions, groups),
             "parse_rate": predictions.new_tensor(len(predictions) / total) if total else nothing,
@@ -180,6 +183,26 @@ def reliability(predictions: Tensor, truths: Tensor, *, bins: int) -> Reliabilit
         truth=zeros.scatter_add(0, index, truths) / counts,
         counts=counts,
     )
+
+
+def pairwise_accuracy_in_group(predictions: Tensor, truths: Tensor, groups: Tensor) -> Tensor:
+    """Share of the pairs within a group, of different truths, that predictions order alike; NaN without such a pair.
+
+    Args:
+        predictions: shape (N,); two equal ones count half.
+        truths: shape (N,).
+        groups: int64 (N,); -1 for an image on its own.
+    """
+    right = pairs = 0.0
+    for group in groups[groups != _NO_GROUP].unique():
+        rows = groups == group
+        values, wanted = predictions[rows], truths[rows]
+        better = (wanted[:, None] - wanted[None]) > SAME_SCORE
+        difference = values[:, None] - values[None]
+        found = torch.where(difference.abs() < SAME_SCORE, 0.5, (difference > 0).double())
+        right += float(found[better].sum())
+        pairs += int(better.sum())
+    return predictions.new_tensor(right / pairs if pairs else torch.nan)
 
 
 def identical_in_group(predictions: Tensor, groups: Tensor) -> Tensor:

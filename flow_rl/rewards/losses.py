@@ -45,9 +45,12 @@ def pointwise_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over samples of `cross_entropy * CE + regression * (R - y)^2`.
 
+    A score between two digits, such as the mean of several people's, is learnt as the two digits with the
+    probabilities whose expectation it is: CE and squared error then have the same minimum.
+
     Args:
         logits: shape (N, A, V).
-        labels: int64 (N, A).
+        labels: int64 (N, A); at the score's position the nearest digit.
         digit_index: which of the A predictions is the score's, int64 (N,).
         targets: y, human scores in [1, 5], shape (N,).
         digit_token_ids: ids of "1".."5".
@@ -59,6 +62,7 @@ def pointwise_loss(
     """
     scores, log_inside = _read(logits, digit_index, digit_token_ids)
     entropy = turn_cross_entropy(logits, labels)
+    entropy = entropy + _between_digits(logits, labels, digit_index, targets, digit_token_ids)
     squared = (scores - targets.float()) ** 2
     loss = (cross_entropy * entropy + regression * squared).mean()
     return loss, _metrics(cross_entropy=entropy, squared_error=squared, outside_mass=-torch.expm1(log_inside))
@@ -99,6 +103,20 @@ def pairwise_loss(
         accuracy=(chosen > rejected).float(),
         outside_mass=-torch.expm1(log_inside),
     )
+
+
+def _between_digits(
+    logits: Tensor, labels: Tensor, digit_index: Tensor, targets: Tensor, digit_token_ids: Sequence[int]
+) -> Tensor:
+    """What two digits in place of the nearest one add to each turn's mean cross-entropy, (N,); 0 for whole scores."""
+    rows = torch.arange(len(logits), device=logits.device)
+    digits = torch.tensor(digit_token_ids, device=logits.device)
+    log_p = logits[rows, digit_index].float().log_softmax(-1)
+    scores = torch.arange(1, len(digits) + 1, device=logits.device)
+    share = (1 - (targets.float()[:, None] - scores).abs()).clamp_min(0)  # on the two neighbours, by distance
+    both = -(share * log_p[:, digits]).sum(-1)
+    nearest = F.nll_loss(log_p, labels[rows, digit_index], reduction="none")
+    return (both - nearest) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
 def _read(logits: Tensor, digit_index: Tensor, digit_token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules.annotation_files import read_annotations
 from datamodules.preferences import read_preferences
-from demo.annotation import base_samples
+from demo.annotation import hard_cases, policy_samples
 from demo.annotation.annotations import DIMENSIONS, render_group, write_groups
 from demo.annotation.cases import OUTCOMES, alignment_case, alter, edit_case, edit_outcome
 from demo.annotation.damage import FACE, PICTURE, damage
@@ -23,28 +23,32 @@ from demo.world.edits import make_edit
 from demo.world.looks import look_of
 from demo.world.vocabulary import ATTRIBUTES
 from demo.world.world import make_scene, render, split_of
+from flow_rl.batches import Prompts
+from flow_rl.flow.guidance import Guidance
 from flow_rl.models.images import from_uint8
+from flow_rl.rewards.base import Samples
 from flow_rl.rewards.rubrics import Rubric
 
-RUBRICS = Path(base_samples.__file__).parents[1] / "rubrics"
+RUBRICS = Path(policy_samples.__file__).parents[1] / "rubrics"
 
 
 @pytest.mark.parametrize(
     ("prompt", "category", "attributes", "score", "wrong"),
     [
         ("a person with red hair", "portrait", {"hair_color": "red"}, 5, []),
-        ("a person with red hair", "portrait", {"hair_color": "blue"}, 4, ["hair color"]),
-        ("a person with long hair", "portrait", {"hair": "bald"}, 4, ["hair"]),
-        ("a person with long red hair", "portrait", {"hair": "bald"}, 3, ["hair", "hair color"]),
+        ("a person with red hair", "portrait", {"hair_color": "blue"}, 1, ["hair color"]),
+        ("a person with long hair", "portrait", {"hair": "bald"}, 1, ["hair"]),
+        ("a person with long red hair", "portrait", {"hair": "long", "hair_color": "blue"}, 3, ["hair color"]),
         ("a person with long red hair", "plant", {"kind": "palm"}, 1, ["object"]),
-        ("a potted tulip in a red pot", "plant", {"kind": "palm", "pot": "red"}, 2, ["kind"]),
+        ("a potted tulip in a red pot", "plant", {"kind": "palm", "pot": "red"}, 3, ["kind"]),
         ("a potted tulip in a red pot", "plant", {"kind": "palm", "pot": "blue"}, 1, ["kind", "pot"]),
         ("a pink card that says K T", "typography", {"card": "pink", "text": "KT"}, 5, []),
-        ("a pink card that says K T", "typography", {"card": "pink", "text": "TK"}, 2, ["text"]),
+        ("a pink card that says K T", "typography", {"card": "pink", "text": "KP"}, 4, ["text"]),
+        ("a pink card that says K T", "typography", {"card": "pink", "text": "TK"}, 3, ["text"]),
     ],
 )
-def test_alignment_follows_the_hierarchy(
-    prompt: str, category: str, attributes: dict[str, str], score: int, wrong: list[str]
+def test_alignment_is_the_share_of_the_requirements_that_are_met(
+    prompt: str, category: str, attributes: dict[str, str], score: float, wrong: list[str]
 ) -> None:
     judged = judge_alignment(parse(prompt), category, attributes)
     assert judged.score == score
@@ -53,22 +57,33 @@ def test_alignment_follows_the_hierarchy(
     names = [max((n for n in wrong if part.startswith(f"{n} ")), key=len) for part in failed]
     assert list(dict.fromkeys(names)) == wrong  # a text fails by letters
     cap = Rubric.load(RUBRICS / "alignment.yaml")
-    assert (cap.cap_phrase in judged.reasoning) == bool({"object", "kind", "text"} & set(wrong))
+    assert (cap.cap_phrase in judged.reasoning) == ("object" in wrong)
+    assert score <= cap.cap_score or "object" not in wrong
+
+
+def test_uncertain_attributes_count_by_their_certainty() -> None:
+    request = parse("a person with long red hair")
+    shown = {"hair": "long", "hair_color": "red"}
+    judged = judge_alignment(request, "portrait", shown, certainty={"hair": 0.75, "hair_color": 0.5})
+    assert judged.score == 1 + 4 * 0.625
+    known = judge_alignment(request, "portrait", shown, certainty={"hair": 1.0, "hair_color": 1.0})
+    assert known == judge_alignment(request, "portrait", shown)
+    assert judged.reasoning == known.reasoning
 
 
 @pytest.mark.parametrize(
-    ("asked", "shown", "reasoning"),
+    ("asked", "shown", "reasoning", "score"),
     [
-        ("K T", "KT", "text K: K yes, text T: T yes"),
-        ("K T", "KP", "text K: K yes, text T: P missing"),
-        ("K T", "K", "text K: K yes, text T: none missing"),
-        ("K", "KT", "text K: K yes, text none: T missing"),
+        ("K T", "KT", "text K: K yes, text T: T yes", 5),
+        ("K T", "KP", "text K: K yes, text T: P no", 3),
+        ("K T", "K", "text K: K yes, text T: none no", 3),
+        ("K", "KT", "text K: K yes, text none: T no", 3),
     ],
 )
-def test_a_text_is_compared_letter_by_letter(asked: str, shown: str, reasoning: str) -> None:
+def test_a_text_is_compared_letter_by_letter(asked: str, shown: str, reasoning: str, score: float) -> None:
     judged = judge_alignment(parse(f"a card that says {asked}"), "typography", {"text": shown})
     assert judged.reasoning == f"object typography: typography yes, {reasoning}"
-    assert judged.score == (5 if asked.replace(" ", "") == shown else 2)
+    assert judged.score == score
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -82,13 +97,18 @@ def test_what_was_replaced_in_a_caption_is_what_fails(split: str) -> None:
         prompt = caption(asked, 2, index)
         named = parse(prompt).attributes
         replaced = {n for n in named if asked.attributes[n] != shown.attributes.get(n, "none")}
-        # Independent of the rule's code: objects cap at 2, everything else costs one.
-        objects = replaced & ({"kind"} if shown.category == "plant" else {"text"})
-        expected = (1 if len(replaced) > 1 else 2) if objects else max(1, 5 - len(replaced))
+        # Independent of the rule's code: each requirement counts the same, and a text by its letters.
+        met = [float(name not in replaced) for name in named if name != "text"]
+        if "text" in named:
+            here = shown.attributes["text"]
+            met.append(
+                sum(a == b for a, b in zip(named["text"], here, strict=False)) / max(len(named["text"]), len(here))
+            )
+        expected = pytest.approx(1 + 4 * np.mean(met), abs=0.005)
         judged = judge_alignment(parse(prompt), shown.category, shown.attributes)
         assert judged.score == expected, (prompt, judged)
         letters = list(zip_longest(named.get("text", ""), shown.attributes.get("text", "") if "text" in named else ""))
-        failed = [part for part in judged.reasoning.split(", ") if part.endswith((" no", " missing"))]
+        failed = [part for part in judged.reasoning.split(", ") if part.endswith(" no")]
         assert len(failed) == len(replaced - {"text"}) + sum(asked != there for asked, there in letters)
         assert split_of(asked.category, asked.attributes) == split
         failures[len(replaced)] += 1
@@ -143,6 +163,21 @@ def test_outcomes_of_an_edit_are_judged_as_what_they_are() -> None:
     pair = make_edit(4, 0, split="train")
     with pytest.raises(ValueError, match="Unknown outcome 'rihgt'"):
         edit_outcome(pair, "rihgt", "train", np.random.default_rng(0))
+
+
+def test_an_uncertain_edit_lies_between_its_readings() -> None:
+    before, done = {"hair": "long", "hair_color": "red"}, {"hair": "long", "hair_color": "blue"}
+    asked = ("hair_color", "blue", before)
+    common = {"category": "portrait", "looks": ("light", "light")}
+    others = dict.fromkeys((a.name for a in ATTRIBUTES["portrait"]), 1.0)
+
+    def score(after: dict[str, str], **certainty: float) -> float:
+        return judge_edit(*asked, after, certainty=others | certainty, **common).score
+
+    assert score(done, hair_color=1.0) == judge_edit(*asked, done, **common).score == 5
+    assert score(done, hair_color=0.75) == 0.75 * 5 + 0.25 * 1  # done, else undone as far as one can tell
+    assert score(done | {"hair_color": "green"}, hair_color=0.25) == 0.25 * 5 + 0.75 * 3  # half done: it did change
+    assert score(done, hair_color=1.0, hair=0.5) == 4.5
 
 
 def test_another_identity_changes_pixels_but_no_attribute() -> None:
@@ -202,7 +237,8 @@ def test_the_files_are_what_reward_training_reads(tmp_path: Path) -> None:
     everything = [a for part in annotations.values() for a in part]
     assert len({a.id for a in everything}) == len(everything) == 96
     assert {a.dimension for a in everything} == set(DIMENSIONS)
-    assert {a.score for a in everything} == {1, 2, 3, 4, 5}
+    assert all(1 <= a.score <= 5 for a in everything)
+    assert {a.score for a in everything} >= {1, 2, 3, 4, 5}
     for a in everything:
         with Image.open(a.image) as picture:
             assert picture.size == (32, 32)
@@ -220,28 +256,52 @@ def test_the_files_are_what_reward_training_reads(tmp_path: Path) -> None:
     assert set(first) == {"id", "image", "prompt", "dimension", "score", "reasoning", "group"}
 
 
-def test_base_samples_carry_the_annotators_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_samples, "STEPS", 2)
+def test_policy_samples_carry_the_annotators_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_samples, "STEPS", 2)
     base = RUBRICS.parent / "base"
     arguments = {"split": "train", "members": 2, "cache_dir": tmp_path}
-    groups = list(base_samples.base_groups(base, 10, 2, **arguments))
-    assert Counter(g.dimension for g in groups)["alignment"] == 2
-    assert Counter(g.dimension for g in groups)["instruction_following"] == 2
-    assert len(list(tmp_path.glob("base-samples-*.npz"))) == 2
-    monkeypatch.setattr(base_samples, "_load", None)  # the second time nothing is sampled
-    again = list(base_samples.base_groups(base, 10, 2, **arguments))
+    counts = {"alignment": 6, "aesthetic": 2, "portrait": 1, "instruction_following": 2}
+    groups = list(policy_samples.sampled_groups(base, 10, counts, **arguments))
+    assert Counter(g.dimension for g in groups) == counts
+    assert len(list(tmp_path.glob("policy-samples-*.npz"))) == 3  # prompts at either guidance, edits at one
+    monkeypatch.setattr(policy_samples, "_load", None)  # the second time nothing is sampled
+    again = list(policy_samples.sampled_groups(base, 10, counts, **arguments))
     assert all(
         torch.equal(a.images, b.images) and a.judgements == b.judgements for a, b in zip(groups, again, strict=True)
     )
     for group in groups:
         if group.dimension == "alignment":
-            verdict = base_samples.Verifier.load("annotator").check(group.images, [group.prompt] * 2)
-            wrong = [
-                sum(v != shown[n] for n, v in asked.items())
-                for asked, shown in zip(verdict.requested, verdict.predicted, strict=True)
-            ]
-            noted = [
-                j.reasoning.count(" no,") + j.reasoning.endswith(" no") + j.reasoning.count("missing")
-                for j in group.judgements
-            ]
-            assert noted == wrong
+            verdict = policy_samples.Verifier.load("annotator").check(group.images, [group.prompt] * 2)
+            expected = 1 + 4 * verdict.probability
+            assert [j.score for j in group.judgements] == pytest.approx(expected.tolist(), abs=0.006)
+
+
+def test_prompts_take_turns_with_guidances(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(model: Path, prompts: Prompts, *, guidance: Guidance, members: int, **_: object) -> torch.Tensor:
+        return torch.full((len(prompts), members, 3, 32, 32), guidance.scale)
+
+    monkeypatch.setattr(policy_samples, "sample", drawn)
+    prompts = Prompts(ids=tuple(range(12)), texts=("a",) * 12, categories=("c",) * 12)
+    guidances = policy_samples.GUIDANCES
+    images = policy_samples.sample_in_turn(RUBRICS, prompts, guidances=guidances, members=2, seed=0, cache_dir=None)
+    first, second = (g.scale for g in guidances)
+    assert images[:, 0, 0, 0, 0].tolist() == [first] * 5 + [second] * 5 + [first] * 2
+
+
+def test_what_is_read_worst_is_annotated_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [render_group(d, 11, i, split="train") for d in ("alignment", "aesthetic") for i in range(4)]
+    truths = {id(g.images): torch.tensor([j.score for j in g.judgements]) for g in groups}
+    # Off by 0, 1, 2, 3 in turn; the last alignment group cannot be read at all, which is worst.
+    off = {id(g.images): float(i % 4) for i, g in enumerate(groups)} | {id(groups[3].images): float("nan")}
+
+    class Planted:
+        def __init__(self, export: str, dimension: str) -> None:
+            self.dimension = dimension
+
+        def score(self, samples: Samples) -> torch.Tensor:
+            assert samples.categories[0] == self.dimension
+            return truths[id(samples.images)] + off[id(samples.images)]
+
+    monkeypatch.setattr(hard_cases, "VLMReward", Planted)
+    kept = list(hard_cases.hardest(iter(groups), "export", {"alignment": 2, "aesthetic": 1}))
+    assert [g.name for g in kept] == ["alignment-2", "alignment-3", "aesthetic-3"]

@@ -70,6 +70,14 @@ def test_identical_scores_are_counted_inside_groups_alone() -> None:
     assert compute([3.0, 3.0, 4.0], [1.0, 2.0, 3.0], ["a", "a", "a"])["identical_in_group"] == pytest.approx(1 / 3)
 
 
+def test_order_inside_groups_looks_at_no_other_pair() -> None:
+    # Group a: 1 < 2 right, 1 < 3 a tie, 2 < 3 wrong. Group b: no truths differ. All pairs across groups are wrong.
+    predictions, truths = [5.0, 5.5, 5.0, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 4.0]
+    found = compute(predictions, truths, ["a", "a", "a", "b", "b"])
+    assert found["pairwise_accuracy_in_group"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert math.isnan(compute(predictions, truths)["pairwise_accuracy_in_group"])
+
+
 def test_unreadable_answers_lower_the_parse_rate_and_nothing_else() -> None:
     whole = compute([1.0, 2.5, 4.0], [1.0, 2.0, 5.0])
     partly = compute([1.0, NAN, 2.5, 4.0], [1.0, 5.0, 2.0, 5.0])

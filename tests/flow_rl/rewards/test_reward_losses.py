@@ -28,21 +28,48 @@ def test_turn_cross_entropy_is_the_mean_over_each_turns_own_labels() -> None:
 
 
 def test_pointwise_loss_equals_its_closed_form() -> None:
-    # at the digit: p(4) = 0.6, p(5) = 0.2, the other digits next to nothing, 0.2 elsewhere
-    digit = logits_with({5: 0.6, 6: 0.2, 2: 1e-12, 3: 1e-12, 4: 1e-12})
+    # at the digit: p(3) = 0.1, p(4) = 0.6, p(5) = 0.1, the other digits next to nothing, 0.2 elsewhere
+    digit = logits_with({4: 0.1, 5: 0.6, 6: 0.1, 2: 1e-12, 3: 1e-12})
     word = logits_with({0: 0.5})
     logits = torch.stack([torch.stack([word, digit]), torch.stack([digit, word])])
     labels = torch.tensor([[0, 5], [5, 0]])
-    score = (4 * 0.6 + 5 * 0.2) / 0.8
+    score = (3 * 0.1 + 4 * 0.6 + 5 * 0.1) / 0.8
     loss, metrics = pointwise_loss(
-        logits, labels, torch.tensor([1, 0]), torch.tensor([4.0, 3.0]), DIGITS, cross_entropy=0.5, regression=2.0
+        logits, labels, torch.tensor([1, 0]), torch.tensor([4.0, 3.5]), DIGITS, cross_entropy=0.5, regression=2.0
     )
-    entropy = -(math.log(0.5) + math.log(0.6)) / 2
-    squared = ((score - 4) ** 2 + (score - 3) ** 2) / 2
+    between = (math.log(0.1) + math.log(0.6)) / 2  # 3.5 is learnt as half a 3 and half a 4
+    entropy = -((math.log(0.5) + math.log(0.6)) / 2 + (math.log(0.5) + between) / 2) / 2
+    squared = ((score - 4) ** 2 + (score - 3.5) ** 2) / 2
     assert loss.item() == pytest.approx(0.5 * entropy + 2 * squared, abs=1e-5)
     assert metrics["cross_entropy"].item() == pytest.approx(entropy, abs=1e-5)
     assert metrics["squared_error"].item() == pytest.approx(squared, abs=1e-5)
     assert metrics["outside_mass"].item() == pytest.approx(0.2, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", [1.0, 2.3, 3.5, 4.75, 5.0])
+def test_the_cross_entropy_alone_leads_to_the_score(target: float) -> None:
+    """Without the squared error: the digits' probabilities that minimise the loss have the score as expectation."""
+    logits = torch.zeros(1, 1, 8, dtype=torch.float64, requires_grad=True)
+    nearest = DIGITS[min(5, math.floor(target + 0.5)) - 1]
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss, _ = pointwise_loss(
+            logits,
+            torch.tensor([[nearest]]),
+            torch.tensor([0]),
+            torch.tensor([target]),
+            DIGITS,
+            cross_entropy=1.0,
+            regression=0.0,
+        )
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    inside = logits.detach()[0, 0, list(DIGITS)].softmax(-1)
+    assert float((inside * torch.arange(1, 6)).sum()) == pytest.approx(target, abs=1e-2)
 
 
 def test_pairwise_loss_equals_its_closed_form() -> None:
@@ -66,7 +93,7 @@ def test_pairwise_loss_equals_its_closed_form() -> None:
 def test_losses_do_not_depend_on_how_the_batch_is_split() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 8, generator=generator)
-    labels = torch.tensor([[0, 1, 4], [IGNORED, 2, 3], [IGNORED, IGNORED, 6], [1, 1, 2]])
+    labels = torch.tensor([[0, 1, 4], [IGNORED, 2, 3], [IGNORED, IGNORED, 6], [1, 1, 2]])  # the digits 3, 2, 5, 1
     index, targets = torch.tensor([2, 2, 2, 2]), torch.tensor([3.0, 2.0, 5.0, 1.0])
 
     def loss(rows: slice) -> Tensor:
