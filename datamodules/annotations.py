@@ -141,6 +141,11 @@ class AnnotationDataModule(StreamedDataModule):
         """Whether every training example comes with a reasoning."""
         return all(a.reasoning for a in self.train)
 
+    @property
+    def any_reasoning(self) -> bool:
+        """Whether some training example comes with a reasoning."""
+        return any(a.reasoning for a in self.train)
+
     @override
     def train_dataloader(self) -> DataLoader:
         stream = AnnotationStream(

@@ -47,6 +47,12 @@ class PreferenceBatch:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @property
+    def reasoned(self) -> list[bool]:
+        """Whether both images of each pair have a reasoning."""
+        pairs = zip(self.chosen, self.rejected, strict=True)
+        return [bool(c.annotation.reasoning and r.annotation.reasoning) for c, r in pairs]
+
     def take(self, rows: Sequence[int]) -> PreferenceBatch:
         """Some of the pairs, in the order asked for."""
         return PreferenceBatch(

@@ -199,13 +199,15 @@ class RewardFinetune(TrainedModule):
 
         Args:
             batch: scored images or pairs, as the objective wants.
-            direct: for each image or pair, whether its answer is the score alone.
+            direct: for each image or pair, whether its answer is the score alone; without a reasoning it always is.
 
         Returns:
             (loss, metrics): see `flow_rl.rewards.losses`.
         """
         if isinstance(batch, PreferenceBatch):
-            examples, direct = (*batch.chosen, *batch.rejected), [*direct, *direct]
+            examples = (*batch.chosen, *batch.rejected)
+            # Both images of a pair get one kind of answer. Otherwise the kind would tell which one was preferred.
+            direct = [skip or not reasoned for skip, reasoned in zip(direct, batch.reasoned, strict=True)] * 2
             digits: list[int | None] = [None] * len(examples)
         else:
             examples = batch.examples

@@ -11,14 +11,12 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flow_rl.evaluation.battles import Battle
+from flow_rl.evaluation.vote_files import Key, image_path, read_index, read_rows
 
 #: what a voter can say, by the value of its button
 VOTES = {"left": "Left is better", "tie": "As good", "right": "Right is better"}
-#: prompt id and member of an image
-Key = tuple[int, int]
 
 
 class Ballot:
@@ -51,7 +49,7 @@ class Ballot:
         self._secret = secret or secrets.token_bytes(16)
         self._sources = sources or {}
         self._directories = (left[1], right[1])
-        self._rows = tuple(_read_index(directory) for directory in self._directories)
+        self._rows = tuple(read_index(directory) for directory in self._directories)
         shared = self._rows[0].keys() & self._rows[1].keys()
         if not shared:
             raise ValueError(f"'{left[1]}' and '{right[1]}' have no prompt id in common: there is nothing to compare.")
@@ -111,12 +109,7 @@ class Ballot:
                     raise ValueError(f"Prompt {key[0]}: no image '{path}'.")
 
     def _path(self, model: int, key: Key) -> Path:
-        directory, file = self._directories[model], self._rows[model][key]["file"]
-        path = (directory / file).resolve()
-        # An index may come from a stranger: it must not show the voter other files of this machine.
-        if not path.is_relative_to(directory.resolve()):
-            raise ValueError(f"Prompt {key[0]}: the image '{file}' lies outside of '{directory}'.")
-        return path
+        return image_path(self._directories[model], self._rows[model][key])
 
     def vote(self, token: str, choice: str) -> None:
         """Append a vote, complete on disk before it counts; a second vote on a battle is ignored.
@@ -154,21 +147,6 @@ def _append(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-def _read_index(directory: Path) -> dict[Key, dict[str, Any]]:
-    """Rows of a folder's index by battle.
-
-    Raises:
-        ValueError: no index, or a line that is not a row of one.
-    """
-    index = directory / "index.jsonl"
-    if not index.is_file():
-        raise ValueError(f"No '{index}': give a directory that callbacks.ImageWriter wrote, such as .../images.")
-    fields = ("id", "member", "file", "prompt", "category")
-    lines = enumerate(index.read_text(encoding="utf-8").splitlines(), start=1)
-    rows = [_parsed(line, fields, f"{index}, line {number}") for number, line in lines]
-    return {(row["id"], row["member"]): row for row in rows}
-
-
 def _read_voted(path: Path, names: tuple[str, str]) -> set[Key]:
     """The battles of these two models that the file has.
 
@@ -177,29 +155,5 @@ def _read_voted(path: Path, names: tuple[str, str]) -> set[Key]:
     """
     if not path.is_file():
         return set()
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    fields = ("prompt", "member", "first", "second")
-    rows = [_parsed(line, fields, f"{path}, line {number}") for number, line in lines if line.strip()]
+    rows = [row for _, row in read_rows(path, {"prompt": int, "member": int, "first": str, "second": str})]
     return {(row["prompt"], row["member"]) for row in rows if {row["first"], row["second"]} == set(names)}
-
-
-def read_sources(path: Path) -> dict[int, Path]:
-    """Source images by id, of an edit file `{"id", "instruction", "source", ...}`.
-
-    Raises:
-        ValueError: naming a line that is not a row of an edit file.
-    """
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    rows = [_parsed(line, ("id", "source"), f"{path}, line {number}") for number, line in lines if line.strip()]
-    return {row["id"]: path.parent / row["source"] for row in rows}
-
-
-def _parsed(line: str, fields: tuple[str, ...], where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}). Remove the line if it is torn.") from None
-    missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-    if missing:
-        raise ValueError(f"{where}: expected an object with {', '.join(fields)}; {', '.join(missing)} is missing.")
-    return row

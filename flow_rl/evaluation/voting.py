@@ -22,8 +22,9 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from flow_rl.evaluation.ballot import VOTES, Ballot, read_sources
+from flow_rl.evaluation.ballot import VOTES, Ballot
 from flow_rl.evaluation.pages import environment
+from flow_rl.evaluation.vote_files import named_directory, read_sources
 
 _MAX_BODY = 1000
 _HEADERS = {
@@ -121,16 +122,13 @@ class VotingServer:
         self._server.should_exit = True
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, directory = text.partition("=")
-    return (name, Path(directory)) if equals else (Path(text).name, Path(text))
-
-
 def main(args: list[str] | None = None) -> None:
     """Serve the page until Ctrl-C."""
     parser = argparse.ArgumentParser(description="A local page on which people vote between two models' images.")
-    parser.add_argument("--left", type=_named, required=True, metavar="[NAME=]DIR", help="images of one model")
-    parser.add_argument("--right", type=_named, required=True, metavar="[NAME=]DIR", help="images of the other")
+    parser.add_argument("--left", type=named_directory, required=True, metavar="[NAME=]DIR", help="images of one model")
+    parser.add_argument(
+        "--right", type=named_directory, required=True, metavar="[NAME=]DIR", help="images of the other"
+    )
     parser.add_argument("--votes", type=Path, default=Path("runs/votes.jsonl"), help="file that votes are appended to")
     parser.add_argument("--edits", type=Path, help="edit file, to show each edit's source image")
     parser.add_argument("--port", type=int, default=8765)

@@ -26,7 +26,8 @@ class RewardObjective:
     """pointwise: lambda, weight of (R - y)^2."""
     direct_share: float = 0.0
     """Share of the training examples answered without reasoning: the score alone, after a given `Score: `. 0 trains
-    reasoned answers only, 1 direct ones only; between, the model can do both."""
+    reasoned answers only, 1 direct ones only; between, the model can do both. An example that has no reasoning is
+    always answered directly, besides this share of the others."""
 
     def __post_init__(self) -> None:
         for name in ("cross_entropy", "regression"):
@@ -99,10 +100,16 @@ def check_reward_data(data: Any, objective: RewardObjective, rubrics: Mapping[st
         raise ValueError(
             f"model.objective.kind is '{objective.kind}', but the data are a {type(data).__name__}: use a {wanted}."
         )
-    if objective.direct_share < 1 and not data.has_reasoning:
+    if objective.direct_share < 1 and not data.any_reasoning:
         raise ValueError(
-            "Some training examples have no reasoning, but model.objective.direct_share below 1 trains reasoned "
-            "answers: set direct_share to 1 and model.reading.reasoning to false, or add the reasonings."
+            "No training example has a reasoning, but model.objective.direct_share below 1 trains reasoned answers: "
+            "set direct_share to 1 and model.reading.reasoning to false, or add annotations with a reasoning."
+        )
+    if objective.direct_share == 0 and not data.has_reasoning:
+        raise ValueError(
+            "Some training examples have no reasoning and can only be trained as direct answers, but "
+            "model.objective.direct_share is 0, which trains reasoned answers only: set it above 0, or add the "
+            "reasonings."
         )
     known = [p.chosen for p in data.source.pairs] if pairs else []
     for annotation in (*known, *data.train, *data.validation, *data.test):

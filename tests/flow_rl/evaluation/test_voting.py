@@ -10,10 +10,11 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from flow_rl.evaluation.ballot import Ballot, read_sources
+from flow_rl.evaluation.ballot import Ballot
 from flow_rl.evaluation.battles import read_battles
 from flow_rl.evaluation.grids import to_png
 from flow_rl.evaluation.rate_battles import main as rate_main
+from flow_rl.evaluation.vote_files import read_sources
 from flow_rl.evaluation.voting import VotingServer, build_app
 
 NAMES = ("secret_base", "secret_student")
