@@ -200,9 +200,6 @@ class RewardFinetune(TrainedModule):
         Args:
             batch: scored images or pairs, as the objective wants.
             direct: for each image or pair, whether its answer is the score alone; without a reasoning it always is.
-
-        Returns:
-            (loss, metrics): see `flow_rl.rewards.losses`.
         """
         if isinstance(batch, PreferenceBatch):
             examples = (*batch.chosen, *batch.rejected)
