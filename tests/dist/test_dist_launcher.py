@@ -34,7 +34,7 @@ def config(files: dict[str, str], directory: Path) -> Path:
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
         "rollout": {
             "num_steps": 3, "group_size": 2, "guidance": {"scale": 2.5, "low": 0.6}, "transition": "ode",
-            "batch_size": 2,
+            "batch_size": 2, "window": {"count": 2, "fraction": 1.0},
         },
         "objective": {"class_path": "flow_rl.rl.objectives.NFT", "init_args": {"micro_batch_size": 4, "updates": 2}},
     }  # fmt: skip

@@ -168,8 +168,8 @@ class Objective(ABC):
             may raise it during a run.
     """
 
-    #: whether the rollout is stochastic at the steps of a window
-    uses_window = False
+    #: whether the rollout is stochastic at the steps of its window
+    samples_stochastically = False
     #: TensorBoard charts of its metrics: patterns of tags (`update/...`) by title
     charts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: whether every update of a rollout has a preparation of its own, rather than sharing that of the first
@@ -199,8 +199,8 @@ class Objective(ABC):
         return self.uses_old_policy
 
     def stochastic_steps(self, settings: RolloutSettings, *, iteration: int, seed: int) -> tuple[int, ...]:
-        """The steps of an iteration's window; none for an objective without one."""
-        if not self.uses_window:
+        """The steps of an iteration at which the rollout is stochastic; none for an objective of ODE rollouts."""
+        if not self.samples_stochastically:
             return ()
         return steps_of_iteration(settings.window, settings.num_steps, iteration=iteration, seed=seed)
 

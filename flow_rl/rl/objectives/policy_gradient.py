@@ -18,6 +18,7 @@ from flow_rl.errors import check_above_zero, check_at_least
 from flow_rl.flow.guidance import guide
 from flow_rl.flow.objectives import clipped_policy_loss, guarded_policy_loss, kl_to_reference, step_weights
 from flow_rl.flow.transitions import transition
+from flow_rl.flow.windows import window_size
 from flow_rl.models import ImageModel
 from flow_rl.rl.objectives.base import (
     SETTINGS,
@@ -73,7 +74,7 @@ class PolicyGradient(Objective):
         **common: see `Objective`.
     """
 
-    uses_window = True
+    samples_stochastically = True
     charts: ClassVar = {"ratio and clipping": ("^update/.*ratio.*", "^update/.*clip.*")}
 
     def __init__(
@@ -101,7 +102,7 @@ class PolicyGradient(Objective):
 
     def pairs_per_sample(self, settings: RolloutSettings) -> int:
         """See `Objective.pairs_per_sample`: the steps of the window, as many in every iteration."""
-        return len(self.stochastic_steps(settings, iteration=0, seed=0))
+        return window_size(settings.window, settings.num_steps)
 
     def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
         """See `Objective.check`."""
