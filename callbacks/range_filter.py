@@ -50,8 +50,8 @@ class RewardRangeFilter(Callback, Demanding):
     """Keeps the prompts, or the groups, whose raw composite range exceeds a threshold.
 
     Offline, with `scores`: the training prompts are chosen before the first batch, from what the base scored. Online:
-    a group that comes out too flat gets advantage 0; it goes through the same forwards as the others, so ranks stay in
-    step. Both may be on.
+    a group that comes out too flat teaches nothing. It goes through the same forwards as the others, so that ranks stay
+    in step, with weight 0 in the loss. Both may be on.
 
     Args:
         threshold: in points of the 1..5 scale; a range must exceed it.

@@ -29,7 +29,7 @@ from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
-from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome
+from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome, share_that_teaches
 from flow_rl.rl.iteration import Iteration
 from flow_rl.rl.objectives import Metrics, Objective, Rollout
 from flow_rl.rl.reward_metrics import combined, reward_metrics, update_means
@@ -245,15 +245,24 @@ class GRPOPolicy(ImageModule):
         steps = self.objective.pairs_per_sample(self.rollout_settings)
         with gathered(self.model.transformer):
             for (rollout, outcome), ready in zip(scored, prepared, strict=True):
-                metrics = self.accumulate_gradients(rollout, outcome.advantages, ready, pairs=samples * steps)
+                metrics = self.accumulate_gradients(
+                    rollout, outcome.advantages, ready, teaches=outcome.teaches, pairs=samples * steps
+                )
                 taken.append((rollout, outcome))
                 found.append((len(rollout) * steps, metrics))
-        metrics = combined(found)
-        metrics["gradient_norm"] = self.finish_update(metrics["loss"], iteration=self.iteration)
+        metrics, share = combined(found), share_that_teaches(outcome for _, outcome in taken)
+        metrics["loss"] = metrics["loss"] / (share or 1.0)
+        metrics["gradient_norm"] = self.finish_update(metrics["loss"], iteration=self.iteration, share=share)
         return taken, metrics
 
     def accumulate_gradients(
-        self, rollout: Rollout, advantages: Tensor, prepared: Mapping[str, Tensor], *, pairs: int | None = None
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        prepared: Mapping[str, Tensor],
+        *,
+        teaches: Tensor | None = None,
+        pairs: int | None = None,
     ) -> Metrics:
         """Backward micro-batch by micro-batch.
 
@@ -266,8 +275,10 @@ class GRPOPolicy(ImageModule):
         Returns:
             metrics of the rollout; its loss is its share of the update's.
         """
+            teaches: which samples are learnt from, bool (N,); None: all of them.
         collected: list[tuple[int, Metrics]] = []
-        for count, loss, metrics in self.objective.losses(self.model, rollout, advantages, prepared, pairs=pairs):
+        losses = self.objective.losses(self.model, rollout, advantages, prepared, teaches=teaches, pairs=pairs)
+        for count, loss, metrics in losses:
             self.manual_backward(loss)
             collected.append((count, {"loss": loss.detach()} | metrics))
         return combined(collected)
@@ -286,6 +297,7 @@ class GRPOPolicy(ImageModule):
         self.log_dict(values, batch_size=size)
         self.log("reward", values["reward/mean"], prog_bar=True, logger=False, batch_size=size)
 
+        values["advantage/teaching"] = iteration.teaches.float().mean().item()
     @override
     def hyperparameters(self) -> dict[str, Any]:
         values = super().hyperparameters() | {"objective": type(self.objective).__name__}

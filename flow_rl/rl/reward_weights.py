@@ -41,7 +41,7 @@ class GroupFilter(ABC):
 
     @abstractmethod
     def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-        """Which samples count; the others get advantage 0 and go through the same forwards.
+        """Tell which samples are learnt from. The others go through the same forwards, with weight 0 in the loss.
 
         Every rank passes the rows of all ranks, so that what a filter remembers is the same on each.
 

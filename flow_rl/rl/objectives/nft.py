@@ -190,6 +190,7 @@ class NFT(Objective):
         pairs: Pairs,
         prepared: Mapping[str, Tensor],
         denominator: int,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
         """See `Objective.loss`."""
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
@@ -205,5 +206,6 @@ class NFT(Objective):
             advantage_max=self.advantage_clip,
             velocity_ref=at.get("velocity_reference"),
             kl_weight=self.reference_weight * self.reference_scale,
+            weights=None if weights is None else weights[pairs.sample],
             denominator=denominator,
         )

@@ -187,14 +187,17 @@ class PolicyGradient(Objective):
         pairs: Pairs,
         prepared: Mapping[str, Tensor],
         denominator: int,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
         """See `Objective.loss`."""
         assert self.updates == 1 or "log_prob" in prepared, "several updates need the stored old log-probs"
         step = self._replay(model, rollout, pairs)
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
-        weights = None
+        rows = None if weights is None else weights[pairs.sample]
+        factors = rows
         if self.step_weights == "noise":
-            weights = self._step_weights(rollout)[pairs.step]
+            factors = self._step_weights(rollout)[pairs.step]
+            factors = factors if rows is None else factors * rows
         loss, metrics = self._policy_loss(
             step,
             at,
@@ -202,12 +205,13 @@ class PolicyGradient(Objective):
             log_prob_old=at.get("log_prob", step.log_prob.detach()),
             advantages=advantages[pairs.sample].to(step.log_prob.device),
             clip_range=self.clip_range,
-            weights=weights,
+            weights=factors,
             denominator=denominator,
         )
         if "mean_reference" in at:
             kl = kl_to_reference(step.mean, at["mean_reference"], step.noise_rate)
-            loss = loss + self.kl_weight * self.reference_scale * kl.sum() / denominator
+            total = kl.sum() if rows is None else (kl * rows).sum()
+            loss = loss + self.kl_weight * self.reference_scale * total / denominator
             metrics = metrics | {"kl": kl.detach().mean()}
         return loss, metrics
 

@@ -15,7 +15,13 @@ NAN = float("nan")
 
 
 def iteration(
-    number: int, scores: list[list[float]], weights: list[list[float]] | None = None, tasks="t2i"
+    number: int,
+    scores: list[list[float]],
+    weights: list[list[float]] | None = None,
+    tasks="t2i",
+    *,
+    groups: list[int] | None = None,
+    teaches: bool = True,
 ) -> Iteration:
     count = len(scores)
     table = torch.tensor(scores)
@@ -24,7 +30,7 @@ def iteration(
         prompts=(),
         images=(),
         latents=(),
-        groups=torch.zeros(count, dtype=torch.int64),
+        groups=torch.tensor(groups or [0] * count),
         categories=("plant",) * count,
         tasks=(tasks,) * count if isinstance(tasks, str) else tuple(tasks),
         reward_names=("first", "second"),
@@ -33,6 +39,7 @@ def iteration(
         advantages=torch.zeros(count),
     )
 
+        teaches=torch.full((count,), teaches),
 
 def test_no_score_at_all_stops_at_once() -> None:
     with pytest.raises(RunStopped, match="iteration 0: no reward has scored a sample of the task 't2i' so far"):
