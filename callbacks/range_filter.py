@@ -39,6 +39,10 @@ class ScoreRangeFilter(GroupFilter):
         self.threshold = threshold
 
     @override
+    def __str__(self) -> str:
+        return f"RewardRangeFilter (threshold {self.threshold:g})"
+
+    @override
     def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
         """See `GroupFilter.keep`; a group with fewer than two scored images is left out."""
         composite = weighted_mean(iteration_scores.double(), weights.double())
