@@ -51,7 +51,7 @@ def config(files: dict[str, str], directory: Path) -> Path:
             "num_sanity_val_steps": 0,
             "strategy": {"class_path": "strategies.FSDP2Strategy", "init_args": settings},
             "callbacks": [
-                {"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.7}},
+                {"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.6}},
                 {"class_path": "callbacks.Preemption"},
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver},
             ],
