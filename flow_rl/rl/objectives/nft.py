@@ -142,13 +142,13 @@ class NFT(Objective):
     def _levels(self, rollout: Rollout, members: Sequence[int], update: int) -> Tensor:
         """Each sample's noise levels, (K, N), on the host."""
         num_steps = len(rollout.sigmas) - 1
-        key = {"seed": rollout.seed, "step": rollout.iteration, "index": update, "stream": Stream.TIMESTEP}
+        key = {"seed": rollout.seed, "step": rollout.iteration, "index": update}
         drawn = [
             draw_steps(
                 rollout.settings.window,
                 num_steps,
                 iteration=rollout.iteration,
-                generator=keyed_generator(sample_id=sample_id, member=member, **key),
+                generator=keyed_generator(stream=Stream.TIMESTEP, sample_id=sample_id, member=member, **key),
             )
             for sample_id, member in zip(rollout.ids, members, strict=True)
         ]
