@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from callbacks import WeightEMA
+from cli import app
 from cli.doctor_checks import faults
 from datamodules.stream import StreamedDataModule
 from flow_rl.planning.setup import Setup
 from flow_rl.planning.stage import Profile
+
+ROOT = Path(__file__).parents[2]
 
 
 def found(trainer: dict[str, Any], *, ema: WeightEMA | None = None, updates: int = 1, data: Any = None) -> list[str]:
@@ -86,6 +90,32 @@ def test_a_stream_that_goes_on_passes(trainer: dict[str, Any]) -> None:
 
 def test_an_iteration_of_several_updates_takes_one_batch() -> None:
     assert found({"limit_train_batches": 5, "max_steps": 10}, updates=2, data=StreamedDataModule()) == []
+
+
+def test_a_run_with_a_constant_reward_fails_and_keeps_its_checkpoints(
+    tmp_path: Path, tiny_path: str, prompt_files: dict[str, str], monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        app.main([
+            "fit",
+            "--config=configs/demo/t2i_teacher.yaml",
+            "--config=configs/debug/two_steps.yaml",
+            f"--model.model_path={tiny_path}",
+            "--model.rewards={same: {class_path: tests.planted.Broken}}",
+            "--model.reward_weights={same: 1.0}",
+            "--model.max_silent=2",
+            *(f"--data.{name}={path}" for name, path in prompt_files.items()),
+            f"--run.dir={tmp_path}",
+            "--trainer.limit_val_batches=0",
+            "--callbacks.checkpoint.every_n_train_steps=1",
+            "--callbacks.probe=null",
+        ])  # fmt: skip
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "the last 2 iterations (model.max_silent) taught nothing" in told
+    assert "'same' gave 3 to every image" in told
+    assert list((tmp_path / "t2i_teacher" / "checkpoints").glob("*.ckpt"))
 
 
 def test_data_of_somebody_else_may_be_limited() -> None:
