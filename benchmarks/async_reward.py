@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from datamodules import PromptDataModule
 from flow_rl.batches import Prompts
 from flow_rl.flow.rollout import Trajectory
+from flow_rl.flow.windows import WindowSettings
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.background import ThreadedReward
 from flow_rl.rl.objectives import NFT, Rollout
@@ -115,6 +116,7 @@ def measure(options: argparse.Namespace, pieces: int) -> tuple[float, float]:
             num_steps=options.steps,
             group_size=options.group_size,
             transition="ode",
+            window=WindowSettings(count=1, fraction=1.0),
             batch_size=max(options.group_size, samples // pieces),
         ),
         objective=NFT(old_decay=0.0, reference_weight=0.0, micro_batch_size=samples),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from flow_rl.planning.demands import Demanding, Demands
+from flow_rl.planning.demands import Average, Demanding, Demands
 from flow_rl.rl.shadow_weights import ShadowWeights
 
 
@@ -16,8 +17,9 @@ class WeightEMA(Callback, Demanding):
 
     Elementwise on each rank's own tensors: nothing is gathered or deep-copied, so it holds for sharded weights.
 
-    A long average lags behind: at a decay of 0.98 a run of 20 steps would export two thirds of what it began with. With
-    `warmup` the first updates count more, as in `EMAModel` of diffusers (there 9): the n-th, from 0, uses
+    A long average lags behind: at a decay of 0.98 a run of 20 steps would export two thirds of what it began with.
+    `train.py` refuses such a run (`cli/doctor_checks.py`). With `warmup` the first updates count more, as in `EMAModel`
+    of diffusers (there 9): the n-th, from 0, uses
 
         min(decay, (1 + n) / (1 + n + warmup)).
 
@@ -42,7 +44,8 @@ class WeightEMA(Callback, Demanding):
 
     @override
     def demands(self) -> Demands:
-        return Demands(averages=("average (EMA)",))
+        advice = "Lower WeightEMA's decay or every, or give it a warmup (--callbacks.ema.warmup=9)"
+        return Demands(averages=(Average(name="average (EMA)", share_of_start=self.share_of_start, advice=advice),))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,6 +70,16 @@ class WeightEMA(Callback, Demanding):
     def decay_after(self, updates: int) -> float:
         """Decay of the next update when there have been so many."""
         return min(self.decay, (1 + updates) / (1 + updates + self.warmup))
+
+    def share_of_start(self, iterations: int, steps: int) -> float:
+        """Share of the weights from before training in the average at the end of a run: the product of its decays.
+
+        Args:
+            iterations: of the run; the average follows at the end of one.
+            steps: optimizer steps of each.
+        """
+        updates = iterations // math.ceil(self.every / steps)
+        return math.prod(self.decay_after(n) for n in range(updates))
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

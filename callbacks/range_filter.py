@@ -39,6 +39,10 @@ class ScoreRangeFilter(GroupFilter):
         self.threshold = threshold
 
     @override
+    def __str__(self) -> str:
+        return f"RewardRangeFilter (threshold {self.threshold:g})"
+
+    @override
     def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
         """See `GroupFilter.keep`; a group with fewer than two scored images is left out."""
         composite = weighted_mean(iteration_scores.double(), weights.double())
@@ -50,8 +54,8 @@ class RewardRangeFilter(Callback, Demanding):
     """Keeps the prompts, or the groups, whose raw composite range exceeds a threshold.
 
     Offline, with `scores`: the training prompts are chosen before the first batch, from what the base scored. Online:
-    a group that comes out too flat gets advantage 0; it goes through the same forwards as the others, so ranks stay in
-    step. Both may be on.
+    a group that comes out too flat teaches nothing. It goes through the same forwards as the others, so that ranks stay
+    in step, with weight 0 in the loss. Both may be on.
 
     Args:
         threshold: in points of the 1..5 scale; a range must exceed it.

@@ -24,6 +24,7 @@ _GRPO: Section = {
     "reward": _lines("^reward/mean$"),
     "reward by category": _lines("^category/.*"),
     "range and deviation in a group": _lines("^reward/range$", "^reward/std$"),
+    "share of the images that teach": _lines("^advantage/teaching$"),
     "gradient norm": _lines("^update/gradient_norm$"),
 }
 _TIME: Section = {

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from datamodules.stream import StreamedDataModule
 from flow_rl.batches import TaskPrompts
 from flow_rl.distributed.optimizers import why_unshardable
 from flow_rl.models.loading import FAMILIES, check_model_path
@@ -21,6 +22,9 @@ from flow_rl.planning.weights import Components, count, optimizer_bytes, trained
 TEXT_ONLY = "QwenImagePipeline"
 #: a whole copy of weights, gradients and optimizer states above this leaves no room on a device of 80 GB
 LARGEST_COPY = 60 * 10**9
+
+#: largest share of the weights from before training in the average that is exported
+LARGEST_START = 0.1
 
 Check = Callable[[Setup], Iterator[str]]
 
@@ -173,6 +177,43 @@ def _takes_steps(setup: Setup) -> Iterator[str]:
             yield f"trainer.{name} is 0: nothing would be trained. Set it above 0; -1 goes on without end."
 
 
+def _average_leaves_start(setup: Setup) -> Iterator[str]:
+    steps, updates = setup.trainer.get("max_steps") or -1, setup.profile.updates
+    if steps <= 0 or setup.trainer.get("fast_dev_run"):
+        return
+    for average in setup.averages:
+        share = average.share_of_start(steps // updates, updates)
+        if share > LARGEST_START:
+            yield (
+                f"After trainer.max_steps = {steps}, {share:.0%} of the {average.name} of the weights would be what "
+                "they were before training, and that average is what is validated and exported. "
+                f"{average.advice}, train longer, or leave the average out (--callbacks.ema=null)."
+            )
+
+
+def _stream_goes_on(setup: Setup) -> Iterator[str]:
+    if not isinstance(setup.data, StreamedDataModule):
+        return
+    trainer, updates = setup.trainer, setup.profile.updates
+    advice = "Set trainer.max_steps for a shorter run"
+    if setup.prompts is not None:
+        advice += ", and data.max_train for fewer prompts"
+    if (overfit := trainer.get("overfit_batches") or 0) > 0:
+        yield f"trainer.overfit_batches is {overfit}: the same batches would come for ever. Leave it out. {advice}."
+    limit = trainer.get("limit_train_batches")
+    if limit is None or trainer.get("fast_dev_run") or (isinstance(limit, float) and limit == 1):
+        return
+    steps, epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs")
+    batches = steps * (trainer.get("accumulate_grad_batches") or 1) / updates
+    if limit == 0:
+        yield f"trainer.limit_train_batches is 0: nothing would be trained. {advice}."
+    elif not 0 < batches <= limit and epochs != 1:
+        yield (
+            f"trainer.limit_train_batches is {limit}: an epoch would end there, and the next one would begin with the "
+            f"same batches, for ever, since the training data are one endless stream. Leave it out. {advice}."
+        )
+
+
 def _can_resume(setup: Setup) -> Iterator[str]:
     for checkpoint in setup.checkpoints:
         if not checkpoint.dirpath:
@@ -250,6 +291,8 @@ FAULTS: tuple[Check, ...] = (
     _manual_optimization,
     _whole_iterations,
     _takes_steps,
+    _average_leaves_start,
+    _stream_goes_on,
     _precision,
     _quantised_optimizer,
 )
@@ -262,6 +305,8 @@ OF_TRAINING = (
     _manual_optimization,
     _whole_iterations,
     _takes_steps,
+    _average_leaves_start,
+    _stream_goes_on,
     _quantised_optimizer,
     _can_resume,
     _teachers_are_there,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from flow_rl.batches import PromptData
-from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks
+from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks, scale_gradients
 from flow_rl.errors import RunStopped
 from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.workload import Workload
@@ -155,21 +155,30 @@ class TrainedModule(LightningModule):
         self.log("skipped_in_a_row", float(self.skipped))
         self._stop_if_lost(f"step {self.global_step}")
 
-    def finish_update(self, loss: Tensor, *, iteration: int) -> Tensor:
+    def finish_update(self, loss: Tensor, *, iteration: int, share: float = 1.0) -> Tensor:
         """Step by the gradients that have accumulated, under manual optimization.
 
-        Where a loss or gradient of any rank is not finite, all of them skip the step, and count it.
+        Where a loss or gradient of any rank is not finite, all of them skip the step, and count it. Where nothing was
+        learnt from, they skip it as well: momentum and weight decay alone would move the weights.
 
         Args:
             loss: of the update.
             iteration: for the message.
+            share: the part of all ranks' samples that the update learns from, the same on every rank. The accumulated
+                gradients are means over all samples, to which the others contributed 0. They become means over this
+                part.
 
         Returns:
-            The gradient's norm before clipping.
+            The gradient's norm before clipping; 0 where nothing was learnt from.
 
         Raises:
             RunStopped: too many updates in a row were skipped.
         """
+        if not share:
+            self._leave_out()
+            return torch.zeros(())
+        if share < 1:
+            scale_gradients(self.trained(), 1 / share)
         optimizer, norm = self.optimizers(), finish_gradients(self.trained(), self.gradient_clip)
         if finite_everywhere(norm, loss):
             optimizer.step()
@@ -177,13 +186,17 @@ class TrainedModule(LightningModule):
                 self.lr_schedulers().step()
             self.skipped = 0
             return norm
-        optimizer.zero_grad()
-        # It counts as a step nevertheless: whoever counts them, such as ModelCheckpoint, finds whole iterations.
-        optimizer._on_before_step()
-        optimizer._on_after_step()
+        self._leave_out()
         self.skipped += 1
         self._stop_if_lost(f"iteration {iteration}")
         return norm
+
+    def _leave_out(self) -> None:
+        """Skip a step. It still counts: whoever counts steps, such as ModelCheckpoint, finds whole iterations."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        optimizer._on_before_step()
+        optimizer._on_after_step()
 
     def _stop_if_lost(self, when: str) -> None:
         if self.skipped >= self.max_skipped:

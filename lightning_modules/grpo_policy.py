@@ -24,12 +24,13 @@ from typing_extensions import override
 from flow_rl.batches import PromptData, Prompts, TaskBatches
 from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.sharding import gathered
+from flow_rl.errors import check_above_zero
 from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
-from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome
+from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome, share_that_teaches
 from flow_rl.rl.iteration import Iteration
 from flow_rl.rl.objectives import Metrics, Objective, Rollout
 from flow_rl.rl.reward_metrics import combined, reward_metrics, update_means
@@ -40,7 +41,7 @@ from flow_rl.rl.score_queue import ScoreQueue
 from flow_rl.rl.settings import AdvantageSettings, RolloutSettings
 from flow_rl.rl.settings_checks import check_settings
 from flow_rl.rl.shadow_weights import AdapterOff, ShadowWeights, reference_weights
-from flow_rl.rl.silent_rewards import SilentRewards
+from flow_rl.rl.silent_rewards import SilentIterations, SilentRewards
 from flow_rl.rl.workload import policy_workload
 from lightning_modules.image_module import ImageModule
 from strategies import distribute, is_sharded_run
@@ -57,6 +58,7 @@ class GRPOPolicy(ImageModule):
         monitors: scorers that are watched in training, by name, and never part of the loss.
         rollout: how images are made.
         advantages: how several rewards become one advantage.
+        max_silent: stop the run after so many iterations in a row in which no sample of any rank taught anything.
         **common: see `ImageModule`.
 
     Attributes:
@@ -75,9 +77,11 @@ class GRPOPolicy(ImageModule):
         monitors: dict[str, Reward] | None = None,
         rollout: RolloutSettings = RolloutSettings(),  # noqa: B008  (frozen)
         advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008
+        max_silent: int = 20,
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        check_above_zero("model", max_silent=max_silent)
         check_settings(rollout, objective, self.sigmas(rollout.num_steps).tolist(), self.lora, advantages)
         self.rewards = rewards
         self.reward_weights = weights_by_task(list(rewards), reward_weights)
@@ -91,6 +95,7 @@ class GRPOPolicy(ImageModule):
         self.old: ShadowWeights | None = None
         self.reference: ShadowWeights | AdapterOff | None = None
         self._silent = SilentRewards(self.max_skipped)
+        self._taught_nothing = SilentIterations(max_silent)
 
     # ----------------------------------------------------------------- what it takes
 
@@ -245,29 +250,40 @@ class GRPOPolicy(ImageModule):
         steps = self.objective.pairs_per_sample(self.rollout_settings)
         with gathered(self.model.transformer):
             for (rollout, outcome), ready in zip(scored, prepared, strict=True):
-                metrics = self.accumulate_gradients(rollout, outcome.advantages, ready, pairs=samples * steps)
+                metrics = self.accumulate_gradients(
+                    rollout, outcome.advantages, ready, teaches=outcome.teaches, pairs=samples * steps
+                )
                 taken.append((rollout, outcome))
                 found.append((len(rollout) * steps, metrics))
-        metrics = combined(found)
-        metrics["gradient_norm"] = self.finish_update(metrics["loss"], iteration=self.iteration)
+        metrics, share = combined(found), share_that_teaches(outcome for _, outcome in taken)
+        metrics["loss"] = metrics["loss"] / (share or 1.0)
+        metrics["gradient_norm"] = self.finish_update(metrics["loss"], iteration=self.iteration, share=share)
         return taken, metrics
 
     def accumulate_gradients(
-        self, rollout: Rollout, advantages: Tensor, prepared: Mapping[str, Tensor], *, pairs: int | None = None
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        prepared: Mapping[str, Tensor],
+        *,
+        teaches: Tensor | None = None,
+        pairs: int | None = None,
     ) -> Metrics:
-        """Backward micro-batch by micro-batch.
+        """Backward micro-batch by micro-batch. Gradients are means over all pairs, of which silent ones contribute 0.
 
         Args:
             rollout: N samples.
             advantages: one a sample, shape (N,).
             prepared: see `Objective.prepare`.
+            teaches: which samples are learnt from, bool (N,); None: all of them.
             pairs: (sample, step) pairs of the whole update, of which this rollout is a part; None: it is all of it.
 
         Returns:
             metrics of the rollout; its loss is its share of the update's.
         """
         collected: list[tuple[int, Metrics]] = []
-        for count, loss, metrics in self.objective.losses(self.model, rollout, advantages, prepared, pairs=pairs):
+        losses = self.objective.losses(self.model, rollout, advantages, prepared, teaches=teaches, pairs=pairs)
+        for count, loss, metrics in losses:
             self.manual_backward(loss)
             collected.append((count, {"loss": loss.detach()} | metrics))
         return combined(collected)
@@ -278,8 +294,10 @@ class GRPOPolicy(ImageModule):
         size = sum(len(prompts) for prompts in iteration.prompts)
         iteration = iteration.over_ranks()
         self._silent.check(iteration)
+        self._taught_nothing.check(iteration, filters=self.group_filters, mode=self.advantage_settings.mode)
         values = reward_metrics(self.rewards, iteration)
         values["advantage/abs_mean"] = iteration.advantages.abs().mean().item()
+        values["advantage/teaching"] = iteration.teaches.float().mean().item()
         means = update_means(updates)
         values |= {f"update/{key}": value for key, value in over_ranks(means).items()}
         values["update/skipped_in_a_row"] = float(self.skipped)
@@ -296,7 +314,7 @@ class GRPOPolicy(ImageModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["grpo"] = {"iteration": self.iteration}
+        checkpoint["grpo"] = {"iteration": self.iteration, "silent": self._taught_nothing.count}
         for name in ("old", "reference"):
             shadow = getattr(self, name)
             if shadow is not None:
@@ -306,7 +324,7 @@ class GRPOPolicy(ImageModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["grpo"]
-        self.iteration = state["iteration"]
+        self.iteration, self._taught_nothing.count = state["iteration"], state.get("silent", 0)
         for name in ("old", "reference"):
             if getattr(self, name) is not None and name in state:
                 getattr(self, name).load_state_dict(state[name])

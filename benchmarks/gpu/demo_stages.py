@@ -129,8 +129,7 @@ WEIGHTS = {"t2i": {"alignment": 0.8, "quality": 0.2}, "edit": {"success": 0.6, "
 def policy(*tasks: str, kind: str = "nft", **changes: Any) -> GRPOPolicy:
     """A policy as in configs/demo: NFT on ODE rollouts, or the clipped objective on stochastic ones."""
     weights: Any = {task: WEIGHTS[task] for task in tasks}
-    stochastic = {"transition": "flow_sde", "window": WindowSettings(count=2, fraction=0.75)}
-    matching = {"num_levels": 2, "sigma_low": 0.4, "reference_weight": 0.003, "old_decay": 0.0}
+    matching = {"reference_weight": 0.003, "old_decay": 0.0}
     arguments = {
         "model_path": BASE,
         "image_size": SIZE[0],
@@ -139,7 +138,7 @@ def policy(*tasks: str, kind: str = "nft", **changes: Any) -> GRPOPolicy:
         "optimizer": ADAMW,
         "rollout": RolloutSettings(
             num_steps=4, group_size=2, guidance=Guidance(scale=1.0), cfg="none", batch_size=96,
-            **({} if kind == "nft" else stochastic),
+            transition="ode" if kind == "nft" else "flow_sde", window=WindowSettings(count=2, fraction=0.75),
         ),
         "objective": OBJECTIVES[kind](micro_batch_size=96, **(matching if kind == "nft" else {})),
     }  # fmt: skip

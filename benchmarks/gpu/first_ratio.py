@@ -54,7 +54,7 @@ def made(bench: Bench, kind: str, transition: str, dtype: torch.dtype, *, lora: 
             guidance=Guidance(scale=2.5, low=0.6),
             transition=transition,
             noise_level=0.3 if transition == "dance" else 0.7,
-            **({"window": WindowSettings(count=2, fraction=0.75)} if kind != "nft" else {}),
+            window=WindowSettings(count=2, fraction=0.75),
         ),
         objective=objective_of(kind, 32),
         lora=LORA if lora else None,

@@ -44,7 +44,6 @@ def policy(
     checkpointing: bool = False,
 ) -> GRPOPolicy:
     """One prompt x `scale.samples` images, two trained steps, frozen weights in bfloat16."""
-    stochastic = {"transition": "flow_sde", "window": WindowSettings(count=2, fraction=0.75)}
     return GRPOPolicy(
         model_path=scale.card,
         image_size=size or scale.size,
@@ -57,7 +56,8 @@ def policy(
             cfg="none" if guidance == 1 else "rollout_only",
             batch_size=scale.samples,
             allow_coarse_guidance=True,
-            **({} if kind == "nft" else stochastic),
+            transition="ode" if kind == "nft" else "flow_sde",
+            window=WindowSettings(count=2, fraction=0.75),
         ),
         objective=OBJECTIVES[kind](micro_batch_size=micro_batch),
         lora=lora,

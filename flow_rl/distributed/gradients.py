@@ -62,6 +62,13 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
             gradient.copy_(mean.view_as(gradient))
 
 
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients, of whole parameters or shards, where they are."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    for gradient in gradients:
+        gradient.mul_(factor)
+
+
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Neighbours of one dtype, up to a size, in order: the same buckets on every rank."""
     bucket: list[Tensor] = []

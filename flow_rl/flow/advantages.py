@@ -17,6 +17,8 @@ from torch import Tensor
 
 _WEIGHT_SUM_TOLERANCE = 1e-4
 _BATCH_STD_FLOOR = 1e-4
+#: a range of scores (float32, up to 5) that is rounding
+_FLAT_RANGE = 1e-6
 
 
 def group_advantages(
@@ -62,8 +64,7 @@ def group_advantages(
     scored = weights.sum(dim=1) > 0
     group, num_groups = _consecutive(groups)
     if mode == "sum":
-        composite = (weights * scores.nan_to_num()).sum(dim=1, keepdim=True)
-        z = _z_scores(composite, scored.unsqueeze(1), group, num_groups, std_floor)
+        z = _z_scores(_composite(scores, weights), scored.unsqueeze(1), group, num_groups, std_floor)
         advantages = z.squeeze(1)
     else:
         z = _z_scores(scores, valid, group, num_groups, std_floor)
@@ -74,6 +75,38 @@ def group_advantages(
     if clip is not None:
         advantages = advantages.clamp(-clip, clip)
     return advantages.float()
+
+
+def rows_with_signal(
+    scores: Tensor, groups: Tensor, weights: Tensor, *, mode: Literal["per_reward", "sum"] = "per_reward"
+) -> Tensor:
+    """Tell which samples have something to teach: they are scored, and their group is not flat.
+
+    A group is flat where no reward that has weight tells two of its samples apart beyond rounding (mode `sum`: where
+    the weighted sum does not). In any other group all scored samples count, also one whose own advantage is 0.
+
+    Args:
+        scores: see `group_advantages`, shape (N, K).
+        groups: see `group_advantages`, shape (N,).
+        weights: see `group_advantages`, shape (N, K).
+        mode: see `group_advantages`.
+
+    Returns:
+        bool, shape (N,).
+    """
+    scores = scores.double()
+    weights = effective_weights(weights.double(), scores)
+    scored = weights.sum(dim=1) > 0
+    group, num_groups = _consecutive(groups)
+    values, valid = (_composite(scores, weights), scored.unsqueeze(1)) if mode == "sum" else (scores, weights > 0)
+    index = group.unsqueeze(1).expand_as(values)
+    lowest, highest = (
+        values.new_full((num_groups, values.shape[1]), outside).scatter_reduce(
+            0, index, torch.where(valid, values, outside), reduce=reduction
+        )
+        for outside, reduction in ((torch.inf, "amin"), (-torch.inf, "amax"))
+    )
+    return scored & (highest - lowest > _FLAT_RANGE).any(dim=1)[group]
 
 
 def effective_weights(weights: Tensor, scores: Tensor) -> Tensor:
@@ -88,6 +121,11 @@ def effective_weights(weights: Tensor, scores: Tensor) -> Tensor:
     """
     present = weights * ~scores.isnan()
     return present / present.sum(dim=1, keepdim=True).clamp_min(torch.finfo(present.dtype).tiny)
+
+
+def _composite(scores: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the rewards, shape (N, 1); NaN scores have no weight."""
+    return (weights * scores.nan_to_num()).sum(dim=1, keepdim=True)
 
 
 def _z_scores(values: Tensor, valid: Tensor, group: Tensor, num_groups: int, floor: float) -> Tensor:

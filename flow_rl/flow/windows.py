@@ -1,10 +1,13 @@
-"""Which denoising steps of an iteration are stochastic and trained.
+"""Which denoising steps are trained.
 
 Shapes: T denoising steps, 0 (pure noise) to T - 1.
 
-The last step never is. It ends at sigma = 0: CPS has no randomness left there, and Flow-SDE and DanceGRPO
-would leave their fresh noise in the finished image. A window is drawn once an iteration and shared by all
-members of a group: drawn a sample each, it adds its own spread to the rewards that are compared.
+A policy gradient's rollout is stochastic at the steps of the window. The window is drawn once an iteration and shared
+by all members of a group: a draw for each sample would add its own spread to the rewards that are compared. NFT trains
+at the noise levels of these steps. Its rollout does not depend on them, so each sample has a draw of its own.
+
+No window holds the last step. It ends at sigma = 0: CPS has no randomness left there, and Flow-SDE and DanceGRPO
+would leave their fresh noise in the finished image.
 """
 
 from __future__ import annotations
@@ -132,13 +135,13 @@ def _check_num_steps(num_steps: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
-    """Which denoising steps are stochastic and trained (policy-gradient objectives only)."""
+    """Which denoising steps are trained: drawn once an iteration for a policy gradient, for each sample under NFT."""
 
     kind: Literal["high_noise", "low_noise", "sliding", "all"] = "high_noise"
-    """high_noise: drawn anew each iteration from the first `fraction` of the steps; low_noise: from the last
-    (the paper's counter-example); sliding: MixGRPO; all: every step but the last."""
+    """high_noise: drawn from the first `fraction` of the steps; low_noise: from the last (the paper's counter-example);
+    sliding: MixGRPO; all: every step but the last."""
     count: int = 2
-    """How many steps: the size of the draw or of the sliding window."""
+    """How many steps: the size of the draw or of the sliding window. `all` ignores it."""
     fraction: float = 0.5
     """high_noise, low_noise: the share of the schedule that steps are drawn from."""
     every: int = 25
@@ -148,8 +151,19 @@ class WindowSettings:
 _DRAWN = {"high_noise": high_noise_steps, "low_noise": low_noise_steps}
 
 
-def steps_of_iteration(window: WindowSettings, num_steps: int, *, iteration: int, seed: int) -> tuple[int, ...]:
-    """Steps by the window's rule, the same for every group and rank: a function of (seed, iteration) alone.
+def draw_steps(
+    window: WindowSettings, num_steps: int, *, iteration: int, generator: torch.Generator
+) -> tuple[int, ...]:
+    """Steps by the window's rule, ascending.
+
+    Args:
+        window: the rule.
+        num_steps: T.
+        iteration: training iteration, from 0; a sliding window depends on it.
+        generator: a CPU generator; `high_noise` and `low_noise` depend on it.
+
+    Returns:
+        `window_size(window, num_steps)` steps.
 
     Raises:
         ValueError: a window that does not fit the schedule.
@@ -158,8 +172,22 @@ def steps_of_iteration(window: WindowSettings, num_steps: int, *, iteration: int
         return all_steps(num_steps)
     if window.kind == "sliding":
         return sliding_window(num_steps, window.count, iteration, every=window.every)
-    generator = keyed_generator(seed=seed, step=iteration, sample_id=0, member=0, stream=Stream.WINDOW)
     return _DRAWN[window.kind](num_steps, window.count, window.fraction, generator=generator)
+
+
+def window_size(window: WindowSettings, num_steps: int) -> int:
+    """How many steps a draw of the window has, the same number in every iteration."""
+    return len(all_steps(num_steps)) if window.kind == "all" else window.count
+
+
+def steps_of_iteration(window: WindowSettings, num_steps: int, *, iteration: int, seed: int) -> tuple[int, ...]:
+    """Draw an iteration's steps, the same for every group and rank: a function of (seed, iteration) alone.
+
+    Raises:
+        ValueError: a window that does not fit the schedule.
+    """
+    generator = keyed_generator(seed=seed, step=iteration, sample_id=0, member=0, stream=Stream.WINDOW)
+    return draw_steps(window, num_steps, iteration=iteration, generator=generator)
 
 
 def steps_within_reach(window: WindowSettings, num_steps: int) -> tuple[int, ...]:

@@ -181,9 +181,9 @@ def probe_update(module: Policy, training: Prompts, held_out: Prompts, *, step_s
     """
     module.model.transformer.train()
     rollout = module.roll_out(training)
-    advantages = module.score(rollout).advantages
+    outcome = module.score(rollout)
     module.zero_grad()
-    module.accumulate_gradients(rollout, advantages, module.prepare(rollout, 0))
+    module.accumulate_gradients(rollout, outcome.advantages, module.prepare(rollout, 0), teaches=outcome.teaches)
     try:
         return probe_gradient(module, [held_out], step_size=step_size)
     finally:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flow_rl.models.workload import Drawing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """An average of the trained weights.
+
+    Attributes:
+        name: for plans.
+        share_of_start: from the iterations of a run and the optimizer steps of each, the share in [0, 1] that the
+            weights from before training have in the average at its end.
+        advice: how to make that share smaller.
+    """
+
+    name: str
+    share_of_start: Callable[[int, int], float]
+    advice: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +31,12 @@ class Demands:
 
     Attributes:
         drawings: images that it draws with the stage's generator.
-        averages: names of the averages of the trained weights that it keeps, saves, and swaps in for validation.
+        averages: of the trained weights, which it keeps, saves, and swaps in for validation.
         missing: a sentence on each file that it needs and that is not there.
     """
 
     drawings: tuple[Drawing, ...] = ()
-    averages: tuple[str, ...] = ()
+    averages: tuple[Average, ...] = ()
     missing: tuple[str, ...] = ()
 
 

@@ -104,7 +104,7 @@ def _always(setup: Setup, parts: Components, work: Workload) -> Iterator[Item]:
     yield shared("transformer", values * FLOAT + (count(parts.transformer.parameters()) - values) * held)
     yield shared("gradients", values * FLOAT)
     yield shared("optimizer states", optimizer_bytes(profile.make_optimizer).total(trains))
-    for name in (*setup.averages, *work.copies):
+    for name in (*(average.name for average in setup.averages), *work.copies):
         yield shared(name, values * FLOAT)
     yield from _teachers(setup, parts, work)
     yield shared("text encoder", count(parts.text_encoder.parameters()) * text)

@@ -14,7 +14,7 @@ import torch
 
 from flow_rl.batches import PromptData, TaskPrompts
 from flow_rl.models.workload import Generator
-from flow_rl.planning.demands import Demands
+from flow_rl.planning.demands import Average, Demands
 from flow_rl.planning.stage import Profile, Stage
 
 #: strategies (last part of the class path) that give each rank a share of weights, gradients and optimizer
@@ -72,9 +72,9 @@ class Setup:
         return {} if self.prompts is None else self.prompts.by_task()
 
     @property
-    def averages(self) -> tuple[str, ...]:
-        """Names of the averages of the trained weights that callbacks keep."""
-        return tuple(name for demands in self.demands for name in demands.averages)
+    def averages(self) -> tuple[Average, ...]:
+        """The averages of the trained weights that callbacks keep."""
+        return tuple(average for demands in self.demands for average in demands.averages)
 
     @property
     def ranks(self) -> int:

@@ -6,14 +6,15 @@ Shapes: N samples of a rollout, K rewards.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flow_rl.distributed.gradients import over_ranks
 from flow_rl.distributed.shares import gather_ranks
-from flow_rl.flow.advantages import group_advantages
+from flow_rl.flow.advantages import group_advantages, rows_with_signal
 from flow_rl.rl.objectives import Rollout
 from flow_rl.rl.reward_weights import GroupFilter, WeightSource
 from flow_rl.rl.settings import AdvantageSettings
@@ -28,12 +29,23 @@ class Outcome:
         weights: before masks, float32 (N, K).
         groups: int64 (N,).
         advantages: float32 (N,).
+        teaches: bool (N,). False for a sample without any score, in a group whose scores are all alike, or in a group
+            that a filter refuses. `advantages` cannot say it: a sample in the middle of its group has advantage 0, and
+            counts.
     """
 
     scores: Tensor
     weights: Tensor
     groups: Tensor
     advantages: Tensor
+    teaches: Tensor
+
+
+def share_that_teaches(outcomes: Iterable[Outcome]) -> float:
+    """Share of all ranks' samples that teach, the same on every rank. Every rank must ask."""
+    teaches = torch.cat([outcome.teaches for outcome in outcomes])
+    counts = over_ranks({"teaching": float(teaches.sum()), "samples": float(len(teaches))})
+    return counts["teaching"] / counts["samples"]
 
 
 class AdvantageEstimator:
@@ -82,9 +94,9 @@ class AdvantageEstimator:
         rollouts = [rollout for rollout, _ in drained]
         whole = self._outcome(rollouts, torch.cat([scores for _, scores in drained]))
         sizes = [len(rollout) for rollout in rollouts]
-        columns = [getattr(whole, name).split(sizes) for name in ("scores", "weights", "groups", "advantages")]
-        for rollout, own, weights, groups, advantages in zip(rollouts, *columns, strict=True):
-            yield rollout, Outcome(scores=own, weights=weights, groups=groups, advantages=advantages)
+        columns = {field.name: getattr(whole, field.name).split(sizes) for field in fields(Outcome)}
+        for n, rollout in enumerate(rollouts):
+            yield rollout, Outcome(**{name: parts[n] for name, parts in columns.items()})
 
     def _outcome(self, rollouts: Sequence[Rollout], scores: Tensor) -> Outcome:
         """Advantages of the groups in some rollouts, whose scores are joined."""
@@ -105,6 +117,8 @@ class AdvantageEstimator:
             mode=self.settings.mode,
             batch_normalise=self.settings.batch_normalise,
         )
+        teaches = rows_with_signal(everyone[0], everyone[2], everyone[1], mode=self.settings.mode)
         for group_filter in self.filters:
-            advantages = advantages.where(group_filter.keep(*everyone), 0.0)
-        return Outcome(scores=scores, weights=weights, groups=groups, advantages=advantages[own])
+            kept = group_filter.keep(*everyone)
+            advantages, teaches = advantages.where(kept, 0.0), teaches & kept
+        return Outcome(scores=scores, weights=weights, groups=groups, advantages=advantages[own], teaches=teaches[own])

@@ -39,6 +39,7 @@ class Iteration:
         scores: raw scores on 1..5, NaN where masked or not asked for, float32 (N, K).
         weights: as configured, before masks, float32 (N, K).
         advantages: float32 (N,).
+        teaches: which samples the update learns from, bool (N,); see `Outcome.teaches`.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Iteration:
     scores: Tensor
     weights: Tensor
     advantages: Tensor
+    teaches: Tensor
 
     def over_ranks(self) -> Iteration:
         """The iteration of all ranks, in their order, the same on each: all rows, but this rank's prompts and images.
@@ -69,6 +71,7 @@ class Iteration:
             scores=gather_ranks(self.scores),
             weights=gather_ranks(self.weights),
             advantages=gather_ranks(self.advantages),
+            teaches=gather_ranks(self.teaches),
         )
 
     @classmethod
@@ -103,4 +106,5 @@ class Iteration:
             scores=torch.cat([outcome.scores for outcome in outcomes]),
             weights=torch.cat([outcome.weights for outcome in outcomes]),
             advantages=torch.cat([outcome.advantages for outcome in outcomes]),
+            teaches=torch.cat([outcome.teaches for outcome in outcomes]),
         )

@@ -56,7 +56,13 @@ class Policy(Protocol):
         """What the old policy and the reference give for an update, from 0."""
 
     def accumulate_gradients(
-        self, rollout: Rollout, advantages: Tensor, prepared: dict[str, Tensor], *, pairs: int | None = None
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        prepared: dict[str, Tensor],
+        *,
+        teaches: Tensor | None = None,
+        pairs: int | None = None,
     ) -> dict[str, Tensor]:
         """Backward micro-batch by micro-batch."""
 

@@ -39,9 +39,13 @@ class WeightSource(ABC):
 class GroupFilter(ABC):
     """Says which groups are learnt from. A callback adds one to `policy.group_filters` in `setup`."""
 
+    def __str__(self) -> str:
+        """Name it for a message: the callback, and the setting to change."""
+        return type(self).__name__
+
     @abstractmethod
     def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-        """Which samples count; the others get advantage 0 and go through the same forwards.
+        """Tell which samples are learnt from. The others go through the same forwards, with weight 0 in the loss.
 
         Every rank passes the rows of all ranks, so that what a filter remembers is the same on each.
 

@@ -34,7 +34,7 @@ def roll_out(
         prompts: P of them, all of one task.
         settings: of the rollout.
         iteration: keys the noise.
-        stochastic_steps: those of the iteration's window, if the objective has one.
+        stochastic_steps: of the iteration; see `Objective.stochastic_steps`.
         weights: inside this context the transformer has the weights that roll out.
 
     Returns:

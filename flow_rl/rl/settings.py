@@ -32,7 +32,7 @@ class RolloutSettings:
     noise_level: float = 0.7
     """Amount of noise of a stochastic step; eta for dance."""
     window: WindowSettings = field(default_factory=WindowSettings)
-    """The stochastic, trained steps."""
+    """The trained steps. A policy gradient's rollout is stochastic there; NFT trains at their noise levels."""
     shared_noise: bool = False
     """Members of a group start from the same noise: the steps before the first stochastic one are computed once."""
     batch_size: int = 128

@@ -1,16 +1,19 @@
-"""Runs that stop themselves, because going on would learn nothing."""
+"""Runs that stop themselves, because they would learn nothing more."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Literal
 
-from flow_rl.messages import warn_on_first_rank
+import torch
 
-if TYPE_CHECKING:  # the entry point needs the exception before it needs any generator
-    from flow_rl.rl.iteration import Iteration
 from flow_rl.errors import RunStopped
+from flow_rl.flow.advantages import rows_with_signal
+from flow_rl.messages import warn_on_first_rank
+from flow_rl.rewards.composite import weighted_mean
+from flow_rl.rl.iteration import Iteration
+from flow_rl.rl.reward_weights import GroupFilter
 
 
 class SilentRewards:
@@ -57,3 +60,78 @@ class SilentRewards:
     def _count(self, key: Hashable, scored: bool) -> int:
         self._silent[key] = 0 if scored else self._silent[key] + 1
         return self._silent[key]
+
+
+class SilentIterations:
+    """Notices iterations that teach nothing: rewards that tell no images apart, or filters that refuse every group.
+
+    Args:
+        patience: such iterations in a row before the run stops.
+
+    Attributes:
+        count: such iterations in a row until now, over all ranks.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.count = 0
+
+    def check(
+        self, iteration: Iteration, *, filters: Sequence[GroupFilter], mode: Literal["per_reward", "sum"]
+    ) -> None:
+        """Look at an iteration of all ranks, which then stop together.
+
+        Args:
+            iteration: of all ranks.
+            filters: of the run.
+            mode: of its advantages.
+
+        Raises:
+            RunStopped: nothing was learnt from for too long.
+        """
+        self.count = 0 if iteration.teaches.any() else self.count + 1
+        if self.count < self.patience:
+            return
+        differs = rows_with_signal(iteration.scores, iteration.groups, iteration.weights, mode=mode)
+        reason = _refused(iteration, filters) if differs.any() else _flat(iteration)
+        raise RunStopped(
+            f"Stopped at iteration {iteration.number}: the last {self.count} iterations (model.max_silent) taught "
+            f"nothing. {reason} Checkpoints are kept; the weights have not changed since."
+        )
+
+
+def _refused(iteration: Iteration, filters: Sequence[GroupFilter]) -> str:
+    """Say that filters refused all groups."""
+    weighted = weighted_mean(iteration.scores, iteration.weights)
+    members = [weighted[iteration.groups == group] for group in iteration.groups.unique()]
+    scored = [values for group in members if len(values := group[~group.isnan()])]
+    widest = max(float(values.max() - values.min()) for values in scored)
+    return (
+        f"{' and '.join(map(str, filters))} refused all {len(members)} groups of an iteration. In the last one the "
+        f"widest range of the weighted reward in a group was {widest:.3g}. Lower the threshold, or train on prompts "
+        "whose images the rewards tell apart (train.py curate finds them)."
+    )
+
+
+def _flat(iteration: Iteration) -> str:
+    """Say which rewards told no images apart."""
+    return (
+        f"No reward told the images of a group apart: {'; '.join(_constants(iteration))}. Use rewards with finer "
+        "scores, train on prompts whose images they tell apart (train.py curate finds them), or raise "
+        "model.rollout.group_size."
+    )
+
+
+def _constants(iteration: Iteration) -> Iterator[str]:
+    """What each reward with a weight said."""
+    for column, name in enumerate(iteration.reward_names):
+        values = iteration.scores[iteration.weights[:, column] > 0, column]
+        if not len(values):
+            continue
+        values = values[~values.isnan()]
+        if not len(values):
+            yield f"'{name}' scored nothing"
+        elif torch.equal(values, values[:1].expand_as(values)):
+            yield f"'{name}' gave {float(values[0]):.3g} to every image"
+        else:
+            yield f"'{name}' gave {float(values.min()):.3g} to {float(values.max()):.3g}, the same within a group"

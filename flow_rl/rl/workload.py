@@ -50,7 +50,7 @@ def policy_workload(
         phases=tuple(_phases(rollout, objective, samples, _guided_steps(generator, rollout))),
         target=generator.tokens,
         source=generator.tokens if data is not None and data.edits else 0,
-        kept_a_sample=1 + steps * ((2 if objective.uses_window else 1) + others),
+        kept_a_sample=1 + steps * ((2 if objective.samples_stochastically else 1) + others),
         loss=PolicyLoss(generator=generator, settings=rollout, objective=objective),
         options=Options(micro_batch="model.objective.micro_batch_size", rollout_batch="model.rollout.batch_size"),
         copies=("old policy",) * objective.uses_old_policy

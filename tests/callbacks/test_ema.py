@@ -74,6 +74,40 @@ def test_a_resumed_run_goes_on_in_the_warmup(tmp_path) -> None:
     torch.testing.assert_close(average(resumed).double(), expected, rtol=1e-5, atol=1e-6)
 
 
+class Forget(Callback):
+    """Sets the weights to 0 after every step, so that the average holds nothing but what it began with."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: BoringModel, *args: object) -> None:
+        with torch.no_grad():
+            pl_module.layer.weight.zero_()
+
+
+@pytest.mark.parametrize(
+    ("ema", "iterations"),
+    [
+        ({"decay": 0.9}, 5),
+        ({"decay": 0.9, "every": 3}, 8),
+        ({"decay": 0.98, "warmup": 4.0}, 6),
+        ({"decay": 0.5, "every": 9}, 4),
+    ],
+)
+def test_the_share_of_the_start_is_what_a_run_leaves_of_it(ema: dict, iterations: int) -> None:
+    torch.manual_seed(0)
+    start, averaged = BoringModel().layer.weight.detach(), WeightEMA(**ema)
+    torch.manual_seed(0)
+    Trainer(
+        accelerator="cpu", max_steps=iterations, callbacks=[Forget(), averaged], logger=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    ).fit(BoringModel())  # fmt: skip
+    torch.testing.assert_close(average(averaged), averaged.share_of_start(iterations, 1) * start)
+
+
+def test_an_average_follows_at_the_end_of_an_iteration() -> None:
+    """Of two optimizer steps each: every 3 steps is every second iteration, every step is every iteration."""
+    assert WeightEMA(decay=0.5, every=3).share_of_start(7, 2) == 0.5**3
+    assert WeightEMA(decay=0.5, every=1).share_of_start(7, 2) == 0.5**7
+
+
 def test_a_negative_warmup_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup is -1"):
         WeightEMA(warmup=-1)

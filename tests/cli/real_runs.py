@@ -70,6 +70,7 @@ def toy_overlay(directory: Path, config: str, model_path: str, *, reward: str = 
         "model": {"class_path": real["model"]["class_path"], "init_args": model},
         "data": {"class_path": real["data"]["class_path"], "init_args": data},
         "trainer": {"accelerator": "cpu", "devices": 1, "strategy": "auto", "max_steps": 1, "logger": False},
+        "callbacks": {"ema": {"init_args": {"every": 1, "warmup": 9.0}}},  # the run's own average would stay the base
     }
     return written(directory / "toy.yaml", overlay)
 

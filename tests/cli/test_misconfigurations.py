@@ -54,6 +54,10 @@ PLANTED = {
         "Use torch.optim.AdamW",
     ),
     "half an iteration": (["--model.objective.updates=2", "--trainer.max_steps=501"], "multiple of 2, such as 500"),
+    "average that stays the base": (
+        ["--trainer.max_steps=100"], "28% of the average (EMA) of the weights would be what they were before",
+    ),
+    "stream that starts over": (["--trainer.limit_train_batches=5"], "for a shorter run, and data.max_train for"),
     "rescaled guidance": (
         ["--model.rollout.guidance.rescale=true", "--model.rollout.guidance.scale=2", "--model.rollout.cfg=both"],
         "Set it to false",

@@ -43,12 +43,14 @@ class Better(Objective):
         sigma = x_0.new_full((len(rollout),), self.level)
         return {"x_t": noise_latents(x_0, noise, sigma)[None], "target": (noise - x_0)[None], "sigma": sigma[None]}
 
-    def loss(self, model, rollout, advantages, pairs, prepared, denominator) -> tuple:
+    def loss(self, model, rollout, advantages, pairs, prepared, denominator, weights=None) -> tuple:
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
         velocity = model.velocity(at["x_t"], at["sigma"], rollout.conditioning.select(pairs.samples))
-        weights = advantages[pairs.sample].clamp_min(0)
-        loss, _ = velocity_matching_loss(velocity, at["target"], weights=weights, denominator=denominator)
-        return loss, {"better": (weights > 0).float().mean()}
+        better = advantages[pairs.sample].clamp_min(0)
+        if weights is not None:
+            better = better * weights[pairs.sample]
+        loss, _ = velocity_matching_loss(velocity, at["target"], weights=better, denominator=denominator)
+        return loss, {"better": (better > 0).float().mean()}
 '''
 
 

@@ -185,7 +185,7 @@ def fit(run: Run) -> None:
         accelerator="cpu",
         default_root_dir=run.directory,
         max_steps=run.steps * updates,
-        callbacks=[WeightEMA(decay=0.7), *witnesses, *run.extra, Recorder(run), saver],
+        callbacks=[WeightEMA(decay=0.6), *witnesses, *run.extra, Recorder(run), saver],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

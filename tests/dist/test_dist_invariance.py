@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning import Callback, LightningModule, Trainer
+
+from flow_rl.rl.reward_weights import GroupFilter
 
 pytestmark = pytest.mark.dist
 
@@ -33,6 +36,30 @@ def test_two_ranks_train_as_one_process_does(recorded, stage: str, strategy: str
         assert found == pytest.approx(expected, rel=1e-5 if step == first else 1e-4, abs=1e-7), step
     assert len({tuple(values) for values in alone["losses"].values()}) == len(alone["losses"])
     assert_close(spread["gradient"], alone["gradient"])
+
+
+class RefuseTheFlatter(GroupFilter, Callback):
+    """Refuses the groups of an iteration but the one with the widest range: of two ranks, all that one of them has."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.group_filters.append(self)
+
+    def keep(self, iteration_scores: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        ranges = {g: torch.aminmax(iteration_scores[groups == g]) for g in groups.tolist()}
+        widest = max(ranges, key=lambda group: float(ranges[group].max - ranges[group].min))
+        return groups == widest
+
+
+@pytest.mark.parametrize("stage", ["nft", "clipped"])
+@pytest.mark.parametrize("strategy", ["fsdp2", REPLICATED])
+def test_a_rank_that_learns_from_nothing_counts_for_nothing(recorded, stage: str, strategy: str) -> None:
+    alone = recorded(stage, "single", 1, extra=(RefuseTheFlatter(),))
+    spread = recorded(stage, strategy, 2, extra=(RefuseTheFlatter(),))
+    for step, expected in alone["losses"].items():
+        assert spread["losses"][step] == pytest.approx(expected, rel=1e-4, abs=1e-7), step
+    assert_close(spread["gradient"], alone["gradient"])
+    unfiltered = recorded(stage, "single", 1)
+    assert not torch.allclose(unfiltered["gradient"][0], alone["gradient"][0], rtol=1e-2)
 
 
 @pytest.mark.parametrize("stage", ["nft", "clipped"])

@@ -34,7 +34,7 @@ def config(files: dict[str, str], directory: Path) -> Path:
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
         "rollout": {
             "num_steps": 3, "group_size": 2, "guidance": {"scale": 2.5, "low": 0.6}, "transition": "ode",
-            "batch_size": 2,
+            "batch_size": 2, "window": {"count": 2, "fraction": 1.0},
         },
         "objective": {"class_path": "flow_rl.rl.objectives.NFT", "init_args": {"micro_batch_size": 4, "updates": 2}},
     }  # fmt: skip
@@ -51,7 +51,7 @@ def config(files: dict[str, str], directory: Path) -> Path:
             "num_sanity_val_steps": 0,
             "strategy": {"class_path": "strategies.FSDP2Strategy", "init_args": settings},
             "callbacks": [
-                {"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.7}},
+                {"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.6}},
                 {"class_path": "callbacks.Preemption"},
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver},
             ],

@@ -73,7 +73,7 @@ def test_policy_gradient(policy, kind, transition, dtype, lora) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_nft_starts_at_its_old_policy(policy, dtype, lora) -> None:
     """NFT has no ratio; what must be 0 is the distance to the old policy's velocity."""
-    module = policy("nft", rollout=SMALL, objective={"num_levels": 2, "reference_weight": 0.0}, lora=lora)
+    module = policy("nft", rollout=SMALL, objective={"reference_weight": 0.0}, lora=lora)
     module = made(module, dtype)
     module.old = ShadowWeights(module.model.transformer)  # anew: dtype and adapter were changed after the first copy
     rollout = module.roll_out(BATCH)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flow_rl.batches import Prompts
+from flow_rl.flow.windows import WindowSettings
 from flow_rl.rl.objectives import Rollout
 from lightning_modules import GRPOPolicy
 
@@ -46,7 +47,7 @@ def test_ratio_leaves_one_after_an_update(policy) -> None:
 def test_gradients_do_not_depend_on_the_micro_batch(policy: Callable[..., GRPOPolicy], kind: str) -> None:
     found = []
     for size in (1, 4, 64):
-        settings = {"num_levels": 2} if kind == "nft" else {"clip_range": 0.1}
+        settings = {} if kind == "nft" else {"clip_range": 0.1}
         module = policy(kind, objective={"micro_batch_size": size} | settings)
         rollout = rolled_out(module)
         found.append(gradients(module, rollout, torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2])))
@@ -130,9 +131,45 @@ def test_nft_gradient_is_zero_without_advantages_at_the_old_policy(policy) -> No
     assert max(float(g.abs().max()) for g in still) < 1e-6 * max(float(g.abs().max()) for g in moving)
 
 
+@pytest.mark.parametrize(
+    ("window", "reached"),
+    [
+        (WindowSettings(count=2, fraction=0.5), {0, 1, 2, 3}),
+        (WindowSettings(kind="low_noise", count=3, fraction=0.5), {3, 4, 5, 6}),
+        (WindowSettings(kind="sliding", count=2, every=1), {4, 5}),
+        (WindowSettings(kind="all"), {0, 1, 2, 3, 4, 5, 6}),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_nft_trains_at_the_noise_levels_of_its_own_rollout(policy, window, reached) -> None:
+    module = policy("nft", rollout={"num_steps": 8, "window": window}, objective={"common_noise": False})
+    module.iteration = 4
+    rollout = rolled_out(module)
+    schedule = rollout.sigmas.tolist()
+    drawn = [module.objective.draws(rollout, update)[0] for update in range(6)]
+    assert all(len(levels) == module.objective.pairs_per_sample(rollout.settings) for levels in drawn)
+    for sample in torch.cat(drawn, dim=1).T.tolist():  # one row an image and update
+        steps = [schedule.index(level) for level in sample]  # exactly a level of the schedule
+        assert steps == sorted(set(steps))
+        assert set(steps) <= reached
+    seen = {schedule.index(level) for levels in drawn for level in levels.flatten().tolist()}
+    assert seen == reached
+    if window.kind in ("high_noise", "low_noise"):
+        assert not torch.equal(drawn[0], drawn[1])  # another update draws anew
+        assert len(set(map(tuple, drawn[0].T.tolist()))) > 1  # and so does another image
+
+
+def test_a_samples_levels_do_not_depend_on_the_others(policy) -> None:
+    module = policy("nft", rollout={"num_steps": 8}, objective={"common_noise": False})
+    both = rolled_out(module)
+    alone = module.roll_out(BATCH.select([1]))
+    for whole, part in zip(module.objective.draws(both, 0), module.objective.draws(alone, 0), strict=True):
+        torch.testing.assert_close(whole[:, 3:], part, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("common", [True, False])
 def test_common_noise_is_shared_in_a_group_and_nowhere_else(policy, common: bool) -> None:
-    module = policy("nft", objective={"common_noise": common, "sigma_low": 0.4})
+    module = policy("nft", rollout={"num_steps": 8}, objective={"common_noise": common})
     rollout = rolled_out(module)
     sigma, x_t = module.objective.draws(rollout, update=0)
     level = sigma[0][:, None, None]
@@ -147,7 +184,7 @@ def test_common_noise_is_shared_in_a_group_and_nowhere_else(policy, common: bool
 def test_on_policy_nft_gives_the_gradient_of_a_fresh_old_policy_without_its_forward(policy) -> None:
     advantages, found, forwards = torch.tensor([1.0, -0.5, -0.5, 0.3, 0.9, -1.2]), [], []
     for decay in (0.0, 0.5):  # at the first iteration both old policies are the policy itself
-        module = policy("nft", objective={"old_decay": decay, "num_levels": 2, "reference_weight": 0.0})
+        module = policy("nft", objective={"old_decay": decay, "reference_weight": 0.0})
         rollout = rolled_out(module)
         assert (module.old is None) == (decay == 0)
         count, velocity = [0], module.model.velocity

@@ -10,6 +10,10 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from flow_rl.flow.windows import WindowSettings
+
+TWO_STEPS = {"num_steps": 2, "window": WindowSettings(kind="all")}
+
 
 def fit(module: LightningModule, data: LightningDataModule, directory: Path, *, steps: int, resume: bool) -> None:
     """So many updates in all, with a checkpoint of the last."""
@@ -26,9 +30,7 @@ def fit(module: LightningModule, data: LightningDataModule, directory: Path, *, 
 
 def test_a_new_learning_rate_wins_over_the_checkpoints(policy, data, tmp_path) -> None:
     def run(rate: float, steps: int, *, resume: bool) -> torch.optim.Optimizer:
-        module = policy(
-            "nft", rollout={"num_steps": 2}, optimizer=partial(torch.optim.AdamW, lr=rate, betas=(0.5, 0.9))
-        )
+        module = policy("nft", rollout=TWO_STEPS, optimizer=partial(torch.optim.AdamW, lr=rate, betas=(0.5, 0.9)))
         seen = []
         module.on_train_end = lambda: seen.append(module.optimizers().optimizer)
         fit(module, data(), tmp_path, steps=steps, resume=resume)
@@ -44,7 +46,7 @@ def test_a_schedule_follows_the_updates_and_goes_on_where_it_was(policy, data, t
     def run(steps: int, *, resume: bool) -> dict[int, float]:
         module = policy(
             "nft",
-            rollout={"num_steps": 2},
+            rollout=TWO_STEPS,
             objective={"updates": 2},
             optimizer=partial(torch.optim.AdamW, lr=1e-3),
             lr_scheduler=partial(torch.optim.lr_scheduler.PolynomialLR, total_iters=8, power=1.0),

@@ -60,8 +60,8 @@ REFUSED = [
     # ------------------------------------------------ nft
     (ODE | {"shared_noise": True}, {"kind": "nft"}, "identical"),
     (ODE | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
-    (ODE, {"kind": "nft", "sigma_low": 0.9, "sigma_high": 0.3}, "0 <= low < high"),
-    (ODE, {"kind": "nft", "sigma_low": 0.0, "sigma_high": 0.2}, "would never shape an image"),
+    (ODE | window(count=6), {"kind": "nft"}, "Cannot draw 6 steps"),
+    (ODE | window(kind="sliding", count=10), {"kind": "nft"}, "does not fit"),
     (ODE, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
     (ODE, {"kind": "nft", "old_decay": 0.5, "old_decay_growth": 0.0}, "never reached"),
     (ODE | {"batch_size": 4, "group_size": 8}, {"kind": "nft"}, "a group of 8 images is made at a time"),
@@ -96,6 +96,7 @@ def test_what_would_train_silently_wrong_is_refused(rollout: dict, objective: di
     [
         (ODE, {"kind": "nft"}),
         (ODE | UNGUIDED, {"kind": "nft", "old_decay": 0.0}),
+        (ODE | window(kind="all"), {"kind": "nft"}),
         (PG, {"kind": "clipped", "updates": 4, "kl_weight": 0.04, "step_weights": "noise"}),
         (PG, {"kind": "guarded", "clip_range": 2e-6, "step_weights": "noise"}),
         (PG | {"cfg": "both"}, {"kind": "clipped"}),
@@ -113,12 +114,6 @@ def test_sound_settings_and_the_explicit_risk_pass(rollout: dict, objective: dic
 def test_a_floor_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.advantages\.std_floor is 0\.0; it must be above 0"):
         check_settings(RolloutSettings(**ODE), NFT(), SIGMAS, advantages=AdvantageSettings(std_floor=0.0))
-
-
-def test_a_window_that_does_nothing_is_told() -> None:
-    settings = RolloutSettings(**ODE | window(kind="sliding", count=3))
-    with pytest.warns(UserWarning, match="model.rollout.window has no effect under NFT"):
-        check_settings(settings, NFT(), SIGMAS)
 
 
 def test_guidance_on_a_fine_last_step_passes() -> None:

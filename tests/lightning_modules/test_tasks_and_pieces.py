@@ -128,9 +128,7 @@ def test_a_planted_reward_on_edits_rises_along_the_update(kind: str, tmp_path) -
             transition="ode" if kind == "nft" else "flow_sde",
             shared_noise=kind != "nft",
         ),
-        objective=OBJECTIVES[kind](
-            micro_batch_size=64, advantage_clip=2.0, **({"sigma_low": 0.3} if kind == "nft" else {})
-        ),
+        objective=OBJECTIVES[kind](micro_batch_size=64, advantage_clip=2.0),
     )
     module.configure_model()
     module.manual_backward = lambda loss: loss.backward()

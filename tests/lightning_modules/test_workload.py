@@ -59,7 +59,7 @@ def stated(work: Workload) -> Counter[str]:
     ("kind", "changes"),
     [
         ("nft", {}),
-        ("nft", {"objective": {"updates": 2, "num_levels": 2}}),
+        ("nft", {"objective": {"updates": 2}}),
         ("nft", {"objective": {"old_decay": 0.0, "reference_weight": 0.0}}),
         ("nft", {"lora": LoraSettings(rank=2, alpha=4)}),
         ("clipped", {}),

@@ -114,10 +114,10 @@ class Cases:
         self.fit(start(self._policy("clipped", rollout={"batch_size": 2})), self.data())
 
     def nft(self, start: Callable) -> None:
-        self.fit(start(self._policy("nft", objective={"num_levels": 2})), self.data())
+        self.fit(start(self._policy("nft")), self.data())
 
     def nft_with_old_policy_and_reference(self, start: Callable) -> None:
-        objective = {"num_levels": 2, "old_decay": 0.5, "reference_weight": 0.01}
+        objective = {"old_decay": 0.5, "reference_weight": 0.01}
         self.fit(start(self._policy("nft", objective=objective)), self.data(), callbacks=callbacks()[:2])
 
     def kl_and_shared_noise(self, start: Callable) -> None:

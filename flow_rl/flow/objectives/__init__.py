@@ -2,7 +2,8 @@
 
 Every loss is the mean over the rows given. Given `denominator`, it is their sum divided by that number: with
 the row count of the whole batch there, the losses of its micro-batches sum to the loss of the whole, and so
-do the gradients. Metrics are always means (or maxima) over the rows given, detached.
+do the gradients. `weights` are factors on the rows' losses and leave the divisor as it is. Metrics are always
+means (or maxima) over the rows given, detached and without weights.
 
 Everything is computed in float32. "Old", reference and target quantities are constants: detached here.
 """

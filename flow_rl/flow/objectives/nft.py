@@ -25,6 +25,7 @@ def nft_loss(
     advantage_max: float,
     velocity_ref: Tensor | None = None,
     kl_weight: float = 0.0,
+    weights: Tensor | None = None,
     denominator: float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """DiffusionNFT (arXiv 2509.16117): pull towards well-rewarded samples and push from the others.
@@ -34,6 +35,9 @@ def nft_loss(
 
     D is measured on `x_0_hat = x_t - sigma v` as the published code does: the mean squared error divided by
     the row's own mean absolute error (a constant, at least 1e-5), which puts all noise levels on one scale.
+
+    A row of advantage 0 is not silent: where v differs from v_old, its gradient pulls back to v_old. A row that must
+    teach nothing needs weight 0.
 
     Args:
         velocity: v, conditional, of the weights in training, shape (N, ...), with gradient.
@@ -46,13 +50,14 @@ def nft_loss(
         advantage_max: A_max above 0; published: 5.
         velocity_ref: v_ref of the weights before training, shape (N, ...); needed where kl_weight > 0.
         kl_weight: published: 1e-4.
+        weights: factor on each row's loss, `kl` included, shape (N,).
         denominator: what to divide the sum by; None is N.
 
     Returns:
         The loss, and `positive_loss`, `negative_loss` (D of each), `positive_weight` (mean r),
         `old_deviation` (mean (v - v_old)^2), and `kl` where there is a reference.
     """
-    check_rows(advantages)
+    check_rows(advantages, weights=weights)
     check_same_shape(velocity, velocity_old=velocity_old, x_t=x_t, x_0=x_0, velocity_ref=velocity_ref)
     check_positive(beta=beta, advantage_max=advantage_max)
     if kl_weight and velocity_ref is None:
@@ -74,7 +79,7 @@ def nft_loss(
         kl = mean_per_row((velocity - velocity_ref.detach().float()).square())
         row_losses = row_losses + kl_weight * kl
         metrics["kl"] = kl.detach().mean()
-    return reduce_rows(row_losses, None, denominator), metrics
+    return reduce_rows(row_losses, weights, denominator), metrics
 
 
 def _relative_error(x_0_hat: Tensor, x_0: Tensor) -> Tensor:

@@ -158,6 +158,13 @@ class Objective(ABC):
     A new objective is one file: a subclass that takes its own settings as keyword arguments, passes the others on,
     and is named in the config (`model.objective.class_path`).
 
+    One rule holds for all objectives: an update is what the samples that teach would give alone. A sample that teaches
+    nothing (see `Outcome.teaches`) goes through the same forwards, so that ranks stay in step. It has weight 0 in every
+    term of the loss, and the loss is a mean over the samples that teach, on all ranks. This includes the term that
+    pulls to the reference: its strength relative to the rewards does not depend on how many groups are flat. `losses`
+    divides by the number of all pairs, since gradients accumulate before the last scores arrive. The training step
+    rescales them once it knows how many samples teach. Flow-GRPO's code likewise drops samples without an advantage.
+
     Args:
         updates: optimizer steps a rollout.
         micro_batch_size: (sample, step) pairs a backward. It bounds memory and changes nothing else.
@@ -168,8 +175,8 @@ class Objective(ABC):
             may raise it during a run.
     """
 
-    #: whether the rollout is stochastic at the steps of a window
-    uses_window = False
+    #: whether the rollout is stochastic at the steps of its window
+    samples_stochastically = False
     #: TensorBoard charts of its metrics: patterns of tags (`update/...`) by title
     charts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: whether every update of a rollout has a preparation of its own, rather than sharing that of the first
@@ -199,8 +206,8 @@ class Objective(ABC):
         return self.uses_old_policy
 
     def stochastic_steps(self, settings: RolloutSettings, *, iteration: int, seed: int) -> tuple[int, ...]:
-        """The steps of an iteration's window; none for an objective without one."""
-        if not self.uses_window:
+        """The steps of an iteration at which the rollout is stochastic; none for an objective of ODE rollouts."""
+        if not self.samples_stochastically:
             return ()
         return steps_of_iteration(settings.window, settings.num_steps, iteration=iteration, seed=seed)
 
@@ -254,10 +261,21 @@ class Objective(ABC):
         pairs: Pairs,
         prepared: Mapping[str, Tensor],
         denominator: int,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """This micro-batch's share of the mean over `denominator` pairs, and its detached metrics.
+        """This micro-batch's share of the sum over all pairs divided by `denominator`, and its detached metrics.
 
-        Advantages (N,) that are on the device of the latents already cost no wait.
+        Advantages and weights (N,) that are on the device of the latents already cost no wait.
+
+        Args:
+            model: with the policy's weights.
+            rollout: N samples.
+            advantages: one a sample, shape (N,).
+            pairs: the M pairs of this micro-batch.
+            prepared: see `prepare`.
+            denominator: pairs of the whole update.
+            weights: 1 for a sample that teaches and 0 for one that does not, float32 (N,); None: all of them teach.
+                They multiply all terms of a pair's loss.
         """
 
     def losses(
@@ -267,6 +285,7 @@ class Objective(ABC):
         advantages: Tensor,
         prepared: Mapping[str, Tensor],
         *,
+        teaches: Tensor | None = None,
         pairs: int | None = None,
     ) -> Iterator[tuple[int, Tensor, Metrics]]:
         """Micro-batch by micro-batch: its number of pairs, its loss and its metrics. See `loss`.
@@ -276,10 +295,14 @@ class Objective(ABC):
             rollout: N samples.
             advantages: one a sample, shape (N,).
             prepared: see `prepare`.
+            teaches: see `Outcome.teaches`, bool (N,), on the host; None: all samples teach.
             pairs: of the whole update, of which this rollout is a part; None: it is all of it.
         """
         steps = self.pairs_per_sample(rollout.settings)
         advantages = to_device(advantages, rollout.device)
         denominator = pairs or len(rollout) * steps
+        weights = None
+        if teaches is not None and not bool(teaches.all()):
+            weights = to_device(teaches.float(), rollout.device)
         for some in micro_batches(len(rollout), steps, self.micro_batch_size, rollout.device):
-            yield len(some), *self.loss(model, rollout, advantages, some, prepared, denominator)
+            yield len(some), *self.loss(model, rollout, advantages, some, prepared, denominator, weights)

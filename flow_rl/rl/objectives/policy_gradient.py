@@ -18,6 +18,7 @@ from flow_rl.errors import check_above_zero, check_at_least
 from flow_rl.flow.guidance import guide
 from flow_rl.flow.objectives import clipped_policy_loss, guarded_policy_loss, kl_to_reference, step_weights
 from flow_rl.flow.transitions import transition
+from flow_rl.flow.windows import window_size
 from flow_rl.models import ImageModel
 from flow_rl.rl.objectives.base import (
     SETTINGS,
@@ -73,7 +74,7 @@ class PolicyGradient(Objective):
         **common: see `Objective`.
     """
 
-    uses_window = True
+    samples_stochastically = True
     charts: ClassVar = {"ratio and clipping": ("^update/.*ratio.*", "^update/.*clip.*")}
 
     def __init__(
@@ -101,7 +102,7 @@ class PolicyGradient(Objective):
 
     def pairs_per_sample(self, settings: RolloutSettings) -> int:
         """See `Objective.pairs_per_sample`: the steps of the window, as many in every iteration."""
-        return len(self.stochastic_steps(settings, iteration=0, seed=0))
+        return window_size(settings.window, settings.num_steps)
 
     def check(self, settings: RolloutSettings, sigmas: Sequence[float]) -> None:
         """See `Objective.check`."""
@@ -186,14 +187,17 @@ class PolicyGradient(Objective):
         pairs: Pairs,
         prepared: Mapping[str, Tensor],
         denominator: int,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
         """See `Objective.loss`."""
         assert self.updates == 1 or "log_prob" in prepared, "several updates need the stored old log-probs"
         step = self._replay(model, rollout, pairs)
         at = {name: values[pairs.step, pairs.sample] for name, values in prepared.items()}
-        weights = None
+        rows = None if weights is None else weights[pairs.sample]
+        factors = rows
         if self.step_weights == "noise":
-            weights = self._step_weights(rollout)[pairs.step]
+            factors = self._step_weights(rollout)[pairs.step]
+            factors = factors if rows is None else factors * rows
         loss, metrics = self._policy_loss(
             step,
             at,
@@ -201,12 +205,13 @@ class PolicyGradient(Objective):
             log_prob_old=at.get("log_prob", step.log_prob.detach()),
             advantages=advantages[pairs.sample].to(step.log_prob.device),
             clip_range=self.clip_range,
-            weights=weights,
+            weights=factors,
             denominator=denominator,
         )
         if "mean_reference" in at:
             kl = kl_to_reference(step.mean, at["mean_reference"], step.noise_rate)
-            loss = loss + self.kl_weight * self.reference_scale * kl.sum() / denominator
+            total = kl.sum() if rows is None else (kl * rows).sum()
+            loss = loss + self.kl_weight * self.reference_scale * total / denominator
             metrics = metrics | {"kl": kl.detach().mean()}
         return loss, metrics
 

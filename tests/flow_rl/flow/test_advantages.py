@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_rl.flow.advantages import group_advantages
+from flow_rl.flow.advantages import group_advantages, rows_with_signal
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,3 +151,44 @@ def test_bad_input_is_explained(change: dict, message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         group_advantages(**(good | change))
+
+
+NAN = float("nan")
+SIGNALS = {
+    "flat": ([[3.0, 1.0], [3.0, 1.0], [3.0, 1.0]], [False] * 3),
+    "one reward differs": ([[3.0, 1.0], [3.0, 2.0], [3.0, 3.0]], [True] * 3),  # the middle one has advantage 0
+    "unscored": ([[NAN, NAN], [3.0, 2.0], [3.0, 3.0]], [False, True, True]),
+    "nobody scored": ([[NAN, NAN]] * 3, [False] * 3),
+    "one scored": ([[NAN, NAN], [NAN, NAN], [2.0, 2.0]], [False] * 3),
+    "masked in part": ([[3.0, NAN], [3.0, 2.0], [3.0, 4.0]], [True] * 3),
+    "rounding": ([[3.0, 1.0], [3.0 + 4e-7, 1.0], [3.0, 1.0]], [False] * 3),
+}
+
+
+@pytest.mark.parametrize("mode", ["per_reward", "sum"])
+@pytest.mark.parametrize("name", SIGNALS)
+def test_groups_with_a_signal(name: str, mode: str) -> None:
+    rows, expected = SIGNALS[name]
+    # A second group, interleaved, whose signal is another: no group answers for another.
+    scores = torch.tensor([*rows, [1.0, 1.0], [5.0, 1.0]])[[0, 3, 1, 4, 2]]
+    groups = torch.tensor([7, 2**40, 7, 2**40, 7])
+    weights = torch.tensor([0.75, 0.25]).expand(5, 2)
+    found = rows_with_signal(scores, groups, weights, mode=mode)
+    assert found[[0, 2, 4]].tolist() == expected
+    assert found[[1, 3]].all()
+    advantages = group_advantages(scores, groups, weights, mode=mode)
+    assert advantages[~found].abs().max() < 1e-4 if (~found).any() else True
+    assert advantages[found].any()
+
+
+def test_a_reward_without_weight_is_no_signal() -> None:
+    scores, groups = torch.tensor([[3.0, 1.0], [3.0, 5.0]]), torch.tensor([1, 1])
+    assert not rows_with_signal(scores, groups, torch.tensor([1.0, 0.0]).expand(2, 2)).any()
+    assert rows_with_signal(scores, groups, torch.tensor([0.5, 0.5]).expand(2, 2)).all()
+
+
+def test_rewards_that_cancel_in_the_sum_are_a_signal_one_by_one() -> None:
+    scores, groups = torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([1, 1])
+    weights = torch.tensor([0.5, 0.5]).expand(2, 2)
+    assert rows_with_signal(scores, groups, weights, mode="per_reward").all()
+    assert not rows_with_signal(scores, groups, weights, mode="sum").any()

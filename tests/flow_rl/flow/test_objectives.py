@@ -161,6 +161,30 @@ def test_nft_pulls_to_good_samples_and_pushes_from_bad_ones() -> None:
     assert towards[ADVANTAGES == 0].abs().max() < 1e-6 * towards.abs().max()
 
 
+def test_nft_rows_of_weight_zero_are_as_good_as_absent() -> None:
+    given, reference = nft_inputs(), normal(9)
+    assert ADVANTAGES[2] == 0
+    kept = torch.tensor([0, 3, 4])
+    weights = torch.zeros(N).index_fill(0, kept, 1.0)
+    settings = {"beta": 0.7, "advantage_max": 5.0, "kl_weight": 0.1, "denominator": len(kept)}
+
+    def gradient(rows: torch.Tensor, **more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        some = {name: value[rows] for name, value in given.items()}
+        some["velocity"] = some["velocity"].clone().requires_grad_()
+        loss, _ = nft_loss(**some, velocity_ref=reference[rows], **settings, **more)
+        return loss.detach(), torch.autograd.grad(loss, some["velocity"])[0]
+
+    everyone = torch.arange(N)
+    loss, found = gradient(everyone, weights=weights)
+    expected_loss, expected = gradient(kept)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(found[kept], expected)
+    assert not found[weights == 0].any()
+    # Advantage 0 alone would not do: away from the old policy such a row pulls back to it.
+    _, unweighted = gradient(everyone)
+    assert unweighted[2].norm() > 0.3 * unweighted[kept].flatten(1).norm(dim=1).min()
+
+
 def test_nft_error_scale_is_a_constant() -> None:
     # The same value, with the scale written out as a number: the gradients must agree.
     given = nft_inputs()

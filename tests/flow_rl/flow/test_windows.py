@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from flow_rl.flow.noise import Stream, keyed_generator
-from flow_rl.flow.windows import all_steps, high_noise_steps, low_noise_steps, sliding_window
+from flow_rl.flow.windows import (
+    WindowSettings,
+    all_steps,
+    draw_steps,
+    high_noise_steps,
+    low_noise_steps,
+    sliding_window,
+    steps_of_iteration,
+    steps_within_reach,
+    window_size,
+)
 
 
 def generator(step: int = 0) -> torch.Generator:
@@ -71,3 +81,29 @@ def test_window_slides_and_starts_over() -> None:
 def test_bad_input_is_explained(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+WINDOWS = [
+    WindowSettings(count=3, fraction=0.5),
+    WindowSettings(kind="low_noise", count=2, fraction=0.3),
+    WindowSettings(kind="sliding", count=4, every=1),
+    WindowSettings(kind="all"),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window.kind)
+def test_every_draw_has_the_windows_size_and_stays_within_reach(window: WindowSettings) -> None:
+    seen = set()
+    for number in range(60):
+        steps = draw_steps(window, 10, iteration=number, generator=generator(number))
+        assert len(steps) == window_size(window, 10)
+        assert list(steps) == sorted(set(steps))
+        seen.update(steps)
+    assert seen == set(steps_within_reach(window, 10))
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window.kind)
+def test_the_steps_of_an_iteration_are_the_draw_of_its_key(window: WindowSettings) -> None:
+    for number in range(5):
+        drawn = draw_steps(window, 10, iteration=number, generator=generator(number))
+        assert steps_of_iteration(window, 10, iteration=number, seed=0) == drawn

@@ -99,8 +99,22 @@ def test_a_refused_group_has_no_advantage_and_the_others_keep_theirs() -> None:
     outcomes = list(estimate(AdvantageSettings(), scored([]), [refuse]))
     assert torch.equal(outcomes[1].advantages, torch.zeros(3))
     torch.testing.assert_close(outcomes[0].advantages, expected()[:3])
+    assert [outcome.teaches.tolist() for outcome in outcomes] == [[True] * 3, [False] * 3]
     assert [len(values) for values in refuse.seen] == [6, 6, 6]
     assert refuse.seen[2].tolist() == [14] * 3 + [16] * 3
+
+
+@pytest.mark.parametrize("batch_normalise", [False, True])
+def test_flat_groups_and_unscored_samples_teach_nothing(batch_normalise: bool) -> None:
+    nan = float("nan")
+    given = [
+        (rolled_out(7), torch.tensor([[3.0, 2], [3, 2], [3, 2]])),
+        (rolled_out(8), torch.tensor([[1.0, 2], [2, 2], [3, 2]])),
+        (rolled_out(9), torch.tensor([[nan, nan], [4, 2], [3, 2]])),
+    ]
+    outcomes = list(estimate(AdvantageSettings(batch_normalise=batch_normalise), given))
+    assert [outcome.teaches.tolist() for outcome in outcomes] == [[False] * 3, [True] * 3, [False, True, True]]
+    assert float(outcomes[1].advantages[1]) == pytest.approx(0.0, abs=1e-6)  # in the middle of its group, and counts
 
 
 def test_an_edit_with_the_id_of_a_prompt_is_another_group() -> None:

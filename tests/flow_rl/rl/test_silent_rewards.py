@@ -1,4 +1,4 @@
-"""Rewards that score nothing: a run that would learn from nothing stops, one that lost one of several says so."""
+"""Runs without a signal: one that would learn nothing stops, one that lost one reward of several says so."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import warnings
 
 import pytest
 import torch
+from torch import Tensor
 
 from flow_rl.errors import RunStopped
 from flow_rl.rl.iteration import Iteration
-from flow_rl.rl.silent_rewards import SilentRewards
+from flow_rl.rl.reward_weights import GroupFilter
+from flow_rl.rl.silent_rewards import SilentIterations, SilentRewards
 
 NAN = float("nan")
 
 
 def iteration(
-    number: int, scores: list[list[float]], weights: list[list[float]] | None = None, tasks="t2i"
+    number: int,
+    scores: list[list[float]],
+    weights: list[list[float]] | None = None,
+    tasks="t2i",
+    *,
+    groups: list[int] | None = None,
+    teaches: bool = True,
 ) -> Iteration:
     count = len(scores)
     table = torch.tensor(scores)
@@ -24,13 +32,14 @@ def iteration(
         prompts=(),
         images=(),
         latents=(),
-        groups=torch.zeros(count, dtype=torch.int64),
+        groups=torch.tensor(groups or [0] * count),
         categories=("plant",) * count,
         tasks=(tasks,) * count if isinstance(tasks, str) else tuple(tasks),
         reward_names=("first", "second"),
         scores=table,
         weights=torch.full_like(table, 0.5) if weights is None else torch.tensor(weights),
         advantages=torch.zeros(count),
+        teaches=torch.full((count,), teaches),
     )
 
 
@@ -71,3 +80,47 @@ def test_one_reward_of_several_is_warned_of_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         silent.check(iteration(2, [[3.0, NAN]]))
+
+
+class RefuseAll(GroupFilter):
+    """Refuses every group."""
+
+    def keep(self, iteration_scores: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
+        return torch.zeros(len(groups), dtype=torch.bool)
+
+    def __str__(self) -> str:
+        return "MyFilter (threshold 2)"
+
+
+FLAT = [[3.0, 1.0], [3.0, 1.0], [3.0, 4.5], [3.0, 4.5]]
+UNEQUAL = [[3.0, 1.0], [3.5, 1.0], [3.0, 4.5], [3.0, 4.75]]
+
+
+def silent(number: int, scores: list[list[float]], *, teaches: bool = False) -> Iteration:
+    return iteration(number, scores, groups=[0, 0, 1, 1], teaches=teaches)
+
+
+def test_iterations_that_teach_nothing_stop_the_run_with_the_reward_that_was_constant() -> None:
+    watch = SilentIterations(3)
+    for number in range(2):
+        watch.check(silent(number, FLAT), filters=[], mode="per_reward")
+    with pytest.raises(
+        RunStopped,
+        match=r"iteration 2: the last 3 iterations \(model\.max_silent\) taught nothing\. .*"
+        r"'first' gave 3 to every image; 'second' gave 1 to 4\.5, the same within a group.*train\.py curate",
+    ):
+        watch.check(silent(2, FLAT), filters=[], mode="per_reward")
+
+
+def test_a_single_sample_that_teaches_counts_anew() -> None:
+    watch = SilentIterations(2)
+    for number in range(6):
+        watch.check(silent(number, UNEQUAL, teaches=number % 2 == 1), filters=[], mode="per_reward")
+    assert watch.count == 0
+
+
+def test_a_filter_that_refuses_everything_is_named_with_the_widest_range() -> None:
+    with pytest.raises(
+        RunStopped, match=r"MyFilter \(threshold 2\) refused all 2 groups.* in a group was 0\.25\. Lower the threshold"
+    ):
+        SilentIterations(1).check(silent(0, UNEQUAL), filters=[RefuseAll()], mode="per_reward")
