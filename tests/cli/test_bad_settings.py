@@ -125,7 +125,7 @@ OPTIONS = {
     "learning rate": (["--model.optimizer.lr=-1"], "model.optimizer", "-1"),
     "gradient clipping": (["--model.gradient_clip=0"], "model.gradient_clip is 0"),
     "adapter": (["--model.lora={rank: 0}"], "model.lora.rank is 0"),
-    "ignored guidance": (["--model.rollout.guidance.scale=2"], "the scale would be ignored"),
+    "ignored guidance": (["--model.rollout.cfg=none"], "the scale would be ignored"),
     "guidance": (["--model.rollout.guidance.scale=-1"], "guidance scale must be a number from 0 up"),
     "nft with noise": (["--model.rollout.transition=cps"], "NFT objective trains on ODE rollouts"),
     "coarse last step": (
@@ -138,7 +138,11 @@ OPTIONS = {
         "coarse (sigma 0.25 -> 0)",
     ),
     "window": (
-        ["--config=configs/objective/clipped.yaml", "--model.rollout.window.count=9"],
+        [
+            "--config=configs/guidance/none.yaml",
+            "--config=configs/objective/clipped.yaml",
+            "--model.rollout.window.count=9",
+        ],
         "model.rollout.window: Cannot",
     ),
     "callback's value": (["--callbacks.ema.decay=3"], "WeightEMA decay is 3.0"),
