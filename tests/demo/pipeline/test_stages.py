@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,28 @@ def test_a_checkpoint_of_other_inputs_or_of_an_older_run_is_not_gone_on_from(sta
     with pytest.raises(SystemExit):
         _run(stage, tmp_path)
     assert _runs(tmp_path) == ["", "", ""]
+
+
+def test_what_a_command_resumes_from_is_kept_for_the_same_inputs_alone(stage, tmp_path):
+    parts, final = tmp_path / "parts", tmp_path / "final"
+    resuming = replace(stage, checkpoints=None, resumes_from=(parts, final))
+
+    def scratch() -> list[bool]:
+        return [(parts / "one").exists(), final.exists()]
+
+    (tmp_path / "stop").touch()
+    with pytest.raises(SystemExit):
+        _run(resuming, tmp_path)
+    parts.mkdir()
+    (parts / "one").touch()
+    final.touch()
+    with pytest.raises(SystemExit):
+        _run(resuming, tmp_path)
+    assert scratch() == [True, True]
+    (tmp_path / "input").write_text("two", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        _run(resuming, tmp_path)
+    assert scratch() == [False, False]
 
 
 def test_an_end_without_output_is_an_interruption(stage, tmp_path):
