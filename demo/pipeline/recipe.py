@@ -243,8 +243,8 @@ def _reward_stages(plan: Plan) -> list[Stage]:
     """Annotations, and the reward model that is fine-tuned on them."""
     annotations, config = plan.directory / "annotations", CONFIGS / "reward.yaml"
     small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"] if plan.quick else []
-    # A model that was hardly trained does not end its reasoning: a quick run reads the scores at once.
-    small += ["--model.reading.reasoning=false"] if plan.quick else []
+    # A model that was hardly trained neither ends its reasoning nor is sure of a digit: any score is taken as it is.
+    small += ["--model.reading.reasoning=false", "--model.reading.max_outside=1"] if plan.quick else []
     files = [
         f"--data.{split}_files=[{annotations}/{split}.jsonl,{annotations}/{split}_base.jsonl]"
         for split in ("train", "validation", "test")
