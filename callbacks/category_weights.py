@@ -30,7 +30,7 @@ class CategoryWeightCalibration(Callback):
 
     Args:
         table: weights by category and reward, or a YAML file of them; a row `default` serves the categories without
-            one. With several tasks, one such table by task.
+            one. With several tasks, one such table or file by task.
         adapt: how the weights move; None keeps them.
 
     Raises:
@@ -39,7 +39,7 @@ class CategoryWeightCalibration(Callback):
 
     def __init__(
         self,
-        table: str | dict[str, Row] | dict[str, dict[str, Row]],
+        table: str | dict[str, Row] | dict[str, dict[str, Row]] | dict[str, str],
         adapt: AdaptationSettings | None = None,
     ) -> None:
         self.rows = read_rows(table)

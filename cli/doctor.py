@@ -180,8 +180,16 @@ def _plan_rewards(config: Any) -> None:
     arguments = (config.get("model") or {}).get("init_args") or {}
     for group in ("rewards", "judges", "monitors"):
         for spec in (arguments.get(group) or {}).values():
-            if spec.get("class_path") == "flow_rl.rewards.vlm.VLMReward":
-                spec["class_path"] = "flow_rl.planning.stubs.PlannedVLMReward"
+            _plan_reward(spec)
+
+
+def _plan_reward(spec: Any) -> None:
+    """As `_plan_rewards`, for one reward and for what it wraps."""
+    if spec.get("class_path") == "flow_rl.rewards.vlm.VLMReward":
+        spec["class_path"] = "flow_rl.planning.stubs.PlannedVLMReward"
+    wrapped = (spec.get("init_args") or {}).get("reward")
+    if hasattr(wrapped, "get"):
+        _plan_reward(wrapped)
 
 
 def _show(plan: Plan | None, parts: Components, path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,14 +60,12 @@ class StageRunner:
 
     Attributes:
         seconds: wall-clock time of each stage, of this run or of the ones that did it.
-        left_out: stages that could not run, with the reason.
     """
 
     def __init__(self, directory: Path, jobs: int = 1) -> None:
         assert jobs >= 1, jobs
         self.directory, self.jobs = directory, jobs
         self.seconds: dict[str, float] = {}
-        self.left_out: dict[str, str] = {}
         self._display = StageDisplay()
 
     def run(self, stages: Sequence[Stage]) -> None:
@@ -119,10 +118,6 @@ class StageRunner:
 
     def _start(self, stage: Stage, heading: str, lock: IO[str]) -> Running | None:
         """Start a stage's command; None if there is nothing to run."""
-        if stage.needs is not None and not stage.needs.exists():
-            self.left_out[stage.name] = f"'{stage.needs}' is not there"
-            self._display.say(f"\n{heading}: left out, {self.left_out[stage.name]}")
-            return None
         fingerprint = stage.fingerprint()
         entry = self._read().get(stage.name, {})
         same = entry.get("fingerprint") == fingerprint
@@ -130,6 +125,8 @@ class StageRunner:
             self.seconds[stage.name] = entry["seconds"]
             self._display.say(f"\n{heading}: done before ({entry['seconds']:.0f} s), inputs unchanged")
             return None
+        if not same:
+            _remove(stage.resumes_from)
         last = stage.checkpoints / "last.ckpt" if stage.checkpoints is not None else None
         resumes = same and not entry.get("done") and last is not None and _newer(last, entry["started"])
         # What was spent up to the checkpoint counts; what came after it is done again.
@@ -203,6 +200,14 @@ def _stop(running: Sequence[Running]) -> None:
             job.process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             job.process.kill()
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _newer(path: Path, moment: float) -> bool:

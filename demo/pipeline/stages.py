@@ -16,10 +16,11 @@ class Stage:
     Attributes:
         name: of the stage, as the report shows it.
         arguments: what comes after `python`.
-        inputs: files and directories whose contents the result depends on.
+        inputs: files and directories whose contents the result depends on; of code, whole rooms.
         output: a file or directory that is there once the stage is done.
-        checkpoints: directory of a training's checkpoints, from whose `last.ckpt` it can go on; None starts anew.
-        needs: a path without which the stage is left out, such as a model that is not shipped; None always runs.
+        checkpoints: directory of a training's checkpoints, from whose `last.ckpt` it can resume; None starts anew.
+        makes: files that other stages may read; empty for all that lies in the output's folder.
+        resumes_from: files from which the command itself resumes. They are removed where its inputs have changed.
     """
 
     name: str
@@ -27,7 +28,8 @@ class Stage:
     inputs: Sequence[Path]
     output: Path
     checkpoints: Path | None = None
-    needs: Path | None = None
+    makes: Sequence[Path] = ()
+    resumes_from: Sequence[Path] = ()
 
     @property
     def command(self) -> str:
@@ -35,9 +37,10 @@ class Stage:
         return shlex.join(["python", *self.arguments])
 
     def reads(self, other: Stage) -> bool:
-        """Whether another stage has to be done first: an input is its output, or lies beside it."""
-        made = other.output if other.output.suffix == "" else other.output.parent
-        return any(path == made or made in path.parents for path in self.inputs)
+        """Whether another stage has to be done first: it makes an input of this one."""
+        folder = other.output if other.output.suffix == "" else other.output.parent
+        made = other.makes or (folder,)
+        return any(path == place or place in path.parents for path in self.inputs for place in made)
 
     def fingerprint(self) -> str:
         """Hash of the command and of everything it reads."""

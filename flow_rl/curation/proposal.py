@@ -9,6 +9,7 @@ Three things are looked at, each category and reward by itself:
                counts as 1 / (1 + sum of positive rho)
 
 The weight is the share of the product, with a least share for every reward, so that a suggestion switches none off.
+Only a reward that scored no image of a category, such as one of portraits in a category without people, gets 0 there.
 This is our own rule of thumb; arXiv 2606.27608 does not say how its tables were made.
 
 Shapes: P prompts, G images a prompt, K rewards.
@@ -73,7 +74,10 @@ def propose_row(category: str, scores: Tensor, names: tuple[str, ...]) -> Sugges
     agreement = in_group_agreement(scores)
     worth = spread / (spread + _FLOOR) * (headroom / _ROOM).clamp(0, 1)
     worth = worth.nan_to_num() / (1 + agreement.clamp_min(0).nan_to_num().sum(dim=1))
-    equal = torch.full_like(worth, 1 / len(names))
+    judged = (~scores.isnan()).flatten(0, 1).any(dim=0)
+    if not judged.any():
+        judged = torch.ones_like(judged)
+    equal = judged.double() / judged.sum()
     shares = worth / worth.sum() if worth.sum() > 0 else equal
     weights = rounded(LEAST_SHARE * equal + (1 - LEAST_SHARE) * shares)
     reasons = {

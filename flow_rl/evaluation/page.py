@@ -78,6 +78,7 @@ def _titles(report: Report) -> dict[str, str]:
         "scores": "Scores",
         "arena": "Arena",
         "reward": "The reward model",
+        "monitoring": "The hacking monitor",
         "images": "Images, prompt by prompt",
         "curves": "Learning curves",
         "time": "Time",

@@ -67,6 +67,25 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What the hacking monitor saw of one training (docs/monitoring.md).
+
+    Attributes:
+        looks: at its panel, the first before training.
+        reward_change: of the training reward from the first look to the last, in points of 1..5.
+        monitor_change: the same of the scorers that are not trained on.
+        gap: by iteration, how far the reward rose beyond the monitors.
+        alerts: what the monitor said.
+    """
+
+    looks: int
+    reward_change: float
+    monitor_change: float
+    gap: Curve
+    alerts: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything `write_report` shows.
 
@@ -88,6 +107,7 @@ class Report:
         arena_categories: task to category to model to rating.
         reward_model: dimension to what is known of its scores on held-out annotations: `srcc`, `pairwise_accuracy`,
             `parse_rate`, `count`; empty where no reward model was trained.
+        monitoring: training to what the hacking monitor saw of it; empty where none watched.
         seconds: stage to wall-clock seconds, in the order they ran.
         settings: what was run, JSON-serialisable; nested mappings are shown with dotted keys.
         commands: the exact commands that reproduce the report, in order.
@@ -110,6 +130,7 @@ class Report:
     arena: Mapping[str, Mapping[str, Rating]] | None = None
     arena_categories: Mapping[str, Mapping[str, Mapping[str, Rating]]] = field(default_factory=dict)
     reward_model: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    monitoring: Mapping[str, Watch] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     commands: Sequence[str] = ()

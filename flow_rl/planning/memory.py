@@ -23,6 +23,7 @@ from flow_rl.planning.setup import Setup
 from flow_rl.planning.stage import Profile
 from flow_rl.planning.stubs import PlannedVLMReward
 from flow_rl.planning.weights import Components, count, optimizer_bytes, step_bytes, trained
+from flow_rl.rewards.category import CategoryReward
 
 FLOAT = 4
 
@@ -235,6 +236,8 @@ def _local_rewards(profile: Profile) -> list[Item]:
     """Vision-language rewards that run in the process, one item a checkpoint."""
     found = {}
     for reward in {**profile.rewards, **profile.monitors}.values():
+        while isinstance(reward, CategoryReward):
+            reward = reward.reward
         if isinstance(reward, PlannedVLMReward):
             found[reward.path] = Item(name=f"reward model {reward.path}", size=reward.planned_bytes)
     return list(found.values())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,7 +25,17 @@ class PlannedVLMReward(Reward):
     """
 
     def __init__(
-        self, path: str, dimension: str, rubric: str | None = None, dtype: VLMDtype = "auto", **_others: Any
+        self,
+        path: str,
+        dimension: str,
+        rubric: str | None = None,
+        reasoning: bool | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int | None = None,
+        max_outside: float | None = None,
+        cap: bool | None = None,
+        dtype: VLMDtype = "auto",
+        device: str | None = None,
     ) -> None:
         check_vlm_path(path)
         expected = None if rubric is None else Rubric.load(rubric)

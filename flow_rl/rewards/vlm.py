@@ -6,12 +6,15 @@ Shapes: N samples.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
 from typing_extensions import override
 
 from flow_rl.models.vision_language import check_vlm_path, load_vlm
@@ -44,8 +47,46 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     return DTYPES.get(config.get("dtype") or config.get("torch_dtype"), torch.float32)
 
 
+@dataclass(eq=False)
+class SharedVLM:
+    """A model in memory, and what belongs to it. Rewards on one export share it.
+
+    Attributes:
+        model: without gradients.
+        processor: of the model.
+        lock: held while a reward uses the model: a reward service scores in several threads.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+#: models that some reward holds; one that no reward holds any more leaves the memory
+_SHARED: WeakValueDictionary[tuple[object, ...], SharedVLM] = WeakValueDictionary()
+
+
+def shared_vlm(path: str, *, dtype: VLMDtype = "auto", device: str | None = None) -> SharedVLM:
+    """The model of an export: loaded by the first reward that asks, shared by all others of the same kind.
+
+    Args:
+        path: the export. One whose files have changed since is another one.
+        dtype: as configured.
+        device: as configured. Rewards with different devices hold different copies.
+    """
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    states = [(file, file.stat()) for file in files]
+    version = tuple((str(file), state.st_size, state.st_mtime_ns) for file, state in states)
+    key = (str(Path(path).resolve()), version, dtype, device)
+    found = _SHARED.get(key)
+    if found is None:
+        model, processor = load_vlm(path, dtype=stored_dtype(path) if dtype == "auto" else DTYPES[dtype])
+        found = _SHARED[key] = SharedVLM(model=model.requires_grad_(False), processor=processor)
+    return found
+
+
 class VLMReward(Reward):
-    """Scores images with an export of `RewardFinetune`.
+    """Scores images with an export of `RewardFinetune`. Several of one export, dtype and device share its weights.
 
     In float32 a score depends on its own image, prompt and rubric alone, to 1e-4. In bfloat16, kernels that round
     differently for other batch sizes can change a greedy token: scores are reproducible for one batch composition only.
@@ -81,7 +122,10 @@ class VLMReward(Reward):
         dtype: VLMDtype = "auto",
         device: str | None = None,
     ) -> None:
-        check_vlm_path(path)
+        try:
+            check_vlm_path(path)
+        except ValueError as error:
+            raise ValueError(f"{error} A VLMReward needs the export of a reward model: train one first.") from None
         spec = RewardSpec.read(path)
         expected = None if rubric is None else Rubric.load(rubric)
         self.rubric = spec.rubric(dimension, expected=expected, path=path)
@@ -93,8 +137,8 @@ class VLMReward(Reward):
         self.spec, self.device = spec, device
         self.path, self.dtype = path, dtype
         self._placed = False
-        model, processor = load_vlm(path, dtype=stored_dtype(path) if dtype == "auto" else DTYPES[dtype])
-        self.reader = ScoreReader(model.requires_grad_(False), processor, self.settings)
+        self._shared = shared_vlm(path, dtype=dtype, device=device)
+        self.reader = ScoreReader(self._shared.model, self._shared.processor, self.settings)
         if self.reader.digits != spec.digit_token_ids:
             raise ValueError(
                 f"'{path}': the tokenizer gives the digits the ids {self.reader.digits}, the export was made with "
@@ -120,7 +164,6 @@ class VLMReward(Reward):
         """
         if self.rubric.task == "edit" and samples.sources is None:
             raise ValueError(f"The reward '{self.rubric.name}' judges edits, but the samples have no source images.")
-        self._place(torch.device(self.device) if self.device is not None else samples.images.device)
         images, finite = finite_images(samples.images)
         pictures = quantise(images)
         sources = None if samples.sources is None else quantise(finite_images(samples.sources)[0])
@@ -133,7 +176,9 @@ class VLMReward(Reward):
             )
             for i, prompt in enumerate(samples.prompts)
         ]
-        answers = self.reader.read(questions)
+        with self._shared.lock:
+            self._place(torch.device(self.device) if self.device is not None else samples.images.device)
+            answers = self.reader.read(questions)
         answers = replace(answers, scores=torch.where(finite, answers.scores, torch.nan))
         self._count(answers)
         return answers

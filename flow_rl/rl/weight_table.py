@@ -122,13 +122,13 @@ class TableWeights(WeightSource):
 
 
 def read_rows(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A table as it was written: a mapping, or the YAML file that holds one.
+    """A table as it was written: a mapping, the YAML file that holds one, or such a file by task.
 
     Raises:
         ValueError: no such file, or one that is no mapping.
     """
     if not isinstance(source, str):
-        return source
+        return {name: read_rows(rows) if isinstance(rows, str) else rows for name, rows in source.items()}
     path = Path(source)
     if not path.is_file():
         near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])

@@ -9,12 +9,14 @@ import pytest
 from cli import app
 
 TEACHER = "configs/demo/t2i_teacher.yaml"
+#: rewards that need no reward model
+VERIFIERS = "configs/demo/verifier_rewards.yaml"
 
 
 def good(model_path: str, tmp_path: Path, *more: str, subcommand: str = "fit") -> list[str]:
     """A command line without mistakes, and what is added to it."""
     place = [f"--model.model_path={model_path}", f"--run.dir={tmp_path}/runs"]
-    return [subcommand, "--config", TEACHER, *place, *more]
+    return [subcommand, "--config", TEACHER, "--config", VERIFIERS, *place, *more]
 
 
 def complaint(capsys, args: list[str]) -> str:

@@ -84,7 +84,14 @@ def test_interpolation_sees_overrides(arrived, tiny_path, tmp_path):
 
 @pytest.mark.usefixtures("only_fit")
 def test_configs_stack_and_the_command_line_wins(arrived, tiny_path, tmp_path):
-    stack = ["--config", "configs/objective/clipped.yaml", "--config", "configs/adapter/lora.yaml"]
+    stack = [
+        "--config",
+        "configs/guidance/rollout_only.yaml",
+        "--config",
+        "configs/objective/clipped.yaml",
+        "--config",
+        "configs/adapter/lora.yaml",
+    ]
     app.main(good(tiny_path, tmp_path, *stack, "--model.objective=Guarded"))
     model = arrived[0].model
     assert isinstance(model.objective, Guarded)  # the command line

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import QwenImage21Pipeline
+from transformers import AutoProcessor
 
 from cli import app
 from cli.config_stack import content_of
 from demo.making.edit_prompts import write_edits
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier
+from flow_rl.rewards.reading import ReadingSettings
+from flow_rl.rewards.readout import digit_token_ids
+from flow_rl.rewards.rubrics import Rubric
+from flow_rl.rewards.spec import RewardSpec
 from tests.toy_vlm import toy_files
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +34,18 @@ CONFIGS = sorted(
 )
 TEACHER = "configs/demo/t2i_teacher.yaml"
 REWARD = "configs/demo/reward.yaml"
+VERIFIERS = "configs/demo/verifier_rewards.yaml"
 EDITS = {
     "configs/demo/edit_teacher.yaml": "data",
     "configs/demo/mix_rl.yaml": "data.edit",
     "configs/demo/student.yaml": "data.edit",
+}
+
+
+DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
+WEIGHTS = {
+    "t2i_teacher": {"alignment": 0.6, "aesthetic": 0.2, "portrait": 0.2},
+    "edit_teacher": {"instruction_following": 0.7, "face_identity": 0.3},
 }
 
 
@@ -39,6 +54,18 @@ def demo_edits(tmp_path_factory) -> dict[str, str]:
     """Edit files that a command makes, two of each split; the configs' 24 an iteration would take seconds to render."""
     directory = tmp_path_factory.mktemp("edits")
     return {split: str(write_edits(directory, split, 2)) for split in ("train", "validation", "test")}
+
+
+@pytest.fixture(scope="module")
+def reward_run(tmp_path_factory) -> Path:
+    """A run directory with the export of a reward model, untrained: the rewards that configs name can be built."""
+    directory = tmp_path_factory.mktemp("reward")
+    export = shutil.copytree(toy_files()["model"], directory / "reward" / "export")
+    rubrics = {name: Rubric.load(str(ROOT / "demo" / "rubrics" / f"{name}.yaml")) for name in DIMENSIONS}
+    digits = digit_token_ids(AutoProcessor.from_pretrained(export).tokenizer)
+    spec = RewardSpec(rubrics=rubrics, reading=ReadingSettings(), digit_token_ids=digits, validation={}, base="toy")
+    spec.write(export)
+    return directory
 
 
 def command_of(config: str) -> tuple[str, list[str]]:
@@ -53,7 +80,7 @@ def command_of(config: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, tmp_path):
+def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, reward_run, tmp_path):
     subcommand, stack = command_of(config)
     assert config in stack
     arrived: list[app.FlowCLI] = []
@@ -78,13 +105,19 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, tmp_path
     for key in [key for path, key in EDITS.items() if path in stack]:
         paths += [f"--{key}.{split}_file={file}" for split, file in demo_edits.items()]
         paths += [f"--{key}.prompts_per_step=2"]
+    (tmp_path / "reward").symlink_to(reward_run / "reward")
+    (tmp_path / "curation").mkdir()
+    for name, row in WEIGHTS.items():  # made by a command
+        text = yaml.safe_dump({"default": row})
+        (tmp_path / "curation" / f"{name}_weights.yaml").write_text(text, encoding="utf-8")
     app.main([subcommand, *args, *paths, f"--run.dir={tmp_path}"])
     assert arrived[0].subcommand == subcommand
     assert (arrived[0].trainer.logger is None) is (subcommand in ("predict", "curate"))  # which log nothing
     if "/optimizer/" in config:  # another optimizer with the rate that the stage has
         made = arrived[0].model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
         assert made.param_groups[0]["lr"] == 2e-4
-    written = [p for p in tmp_path.rglob("*") if p.is_file()]
+    made = tmp_path / "reward", tmp_path / "curation"
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and not any(m in p.parents for m in made)]
     assert written == []
 
 
@@ -105,5 +138,5 @@ def included_by(content: Mapping[str, Any]) -> list[str]:
 
 def test_headers_are_read():
     assert command_of("configs/demo/pretrain.yaml") == ("fit", ["configs/demo/pretrain.yaml"])
-    assert command_of("configs/demo/test.yaml") == ("test", [TEACHER, "configs/demo/test.yaml"])
+    assert command_of("configs/demo/test.yaml") == ("test", [TEACHER, VERIFIERS, "configs/demo/test.yaml"])
     assert command_of("configs/adapter/lora.yaml") == ("fit", [TEACHER, "configs/adapter/lora.yaml"])

@@ -12,11 +12,11 @@ from callbacks import Preemption, UpdateProbe, WeightEMA
 from cli import app
 from cli.named_callbacks import built_callbacks, callback_names
 from flow_rl.errors import SettingError
-from tests.cli.command_lines import TEACHER, complaint, good
+from tests.cli.command_lines import TEACHER, VERIFIERS, complaint, good
 
 pytestmark = pytest.mark.usefixtures("nothing_loads", "only_fit")
 
-SHIPPED = ["progress", "timer", "probe", "ema", "grids", "layout", "checkpoint", "export"]
+SHIPPED = ["progress", "timer", "probe", "ema", "monitor", "grids", "layout", "checkpoint", "export"]
 
 
 class Mine(Callback):
@@ -144,7 +144,15 @@ def test_printed_config_is_whole_and_runs_again(run, arrived, capsys, tiny_path,
 def test_a_users_file_elsewhere_includes_a_stage(arrived, tiny_path, tmp_path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"include: {Path(TEACHER).resolve()}\ncallbacks: {{ema: {{init_args: {{decay: 0.5}}}}}}\n")
-    app.main(["fit", f"--config={mine}", f"--model.model_path={tiny_path}", f"--run.dir={tmp_path}/runs"])
+    app.main(
+        [
+            "fit",
+            f"--config={mine}",
+            f"--config={VERIFIERS}",
+            f"--model.model_path={tiny_path}",
+            f"--run.dir={tmp_path}/runs",
+        ]
+    )
     cli = arrived.pop()
     assert built_callbacks(cli)["ema"].decay == 0.5
     assert cli.model.rollout_settings.group_size == 4  # of a file that the stage includes

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from demo.pipeline.recipe import Plan, stages
 from demo.pipeline.stage_runner import StageRunner
 from demo.pipeline.stages import Stage
 
@@ -90,46 +89,35 @@ def test_a_checkpoint_of_other_inputs_or_of_an_older_run_is_not_gone_on_from(sta
     assert _runs(tmp_path) == ["", "", ""]
 
 
+def test_what_a_command_resumes_from_is_kept_for_the_same_inputs_alone(stage, tmp_path):
+    parts, final = tmp_path / "parts", tmp_path / "final"
+    resuming = replace(stage, checkpoints=None, resumes_from=(parts, final))
+
+    def scratch() -> list[bool]:
+        return [(parts / "one").exists(), final.exists()]
+
+    (tmp_path / "stop").touch()
+    with pytest.raises(SystemExit):
+        _run(resuming, tmp_path)
+    parts.mkdir()
+    (parts / "one").touch()
+    final.touch()
+    with pytest.raises(SystemExit):
+        _run(resuming, tmp_path)
+    assert scratch() == [True, True]
+    (tmp_path / "input").write_text("two", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        _run(resuming, tmp_path)
+    assert scratch() == [False, False]
+
+
 def test_an_end_without_output_is_an_interruption(stage, tmp_path):
     broken = Stage(name="x", arguments=["-c", "pass"], inputs=stage.inputs, output=tmp_path / "nothing")
     with pytest.raises(SystemExit, match="goes on"):
         _run(broken, tmp_path)
 
 
-def test_a_stage_whose_need_is_missing_is_left_out(stage, tmp_path):
-    needy = Stage(name="x", arguments=stage.arguments, inputs=[], output=stage.output, needs=tmp_path / "vlm")
-    assert _run(needy, tmp_path).left_out == {"x": f"'{tmp_path / 'vlm'}' is not there"}
-    assert not (tmp_path / "log").exists()
-
-
 def test_a_missing_input_is_named(stage, tmp_path):
     (tmp_path / "input").unlink()
     with pytest.raises(FileNotFoundError, match="'train' reads"):
         _run(stage, tmp_path)
-
-
-def test_every_input_is_shipped_or_made_by_an_earlier_stage(tmp_path):
-    plan = Plan(directory=tmp_path, selection="all", quick=True)
-    made: list[Path] = []
-    for stage in stages(plan):
-        for path in stage.inputs:
-            if tmp_path in path.parents:
-                folders = [output if output.suffix == "" else output.parent for output in made]
-                assert any(path == f or f in path.parents for f in folders), (stage.name, path)
-        made.append(stage.output)
-    assert len({stage.name for stage in stages(plan)}) == len(stages(plan))
-
-
-def test_the_short_selection_trains_one_teacher_and_tests_two_models(tmp_path):
-    plan = Plan(directory=tmp_path, selection="t2i")
-    assert [s.name for s in stages(plan)] == ["t2i_teacher", "test_t2i_base", "test_t2i_t2i_teacher"]
-    assert all(s.command.startswith("python train.py") for s in stages(plan))
-    assert sys.executable not in stages(plan)[0].command
-    with pytest.raises(ValueError, match="'everything'"):
-        Plan(directory=tmp_path, selection="everything")
-
-
-def test_the_whole_recipe_trains_on_the_curated_prompts(tmp_path):
-    found = {stage.name: stage for stage in stages(Plan(directory=tmp_path))}
-    assert found["curation"].output in found["t2i_teacher"].inputs
-    assert "--config=configs/filter/offline.yaml" in found["t2i_teacher"].arguments

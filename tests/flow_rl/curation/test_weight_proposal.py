@@ -66,6 +66,15 @@ def test_nothing_to_tell_apart_leaves_equal_weights() -> None:
     assert "nothing is known" in row.reasons["a"]
 
 
+def test_a_reward_that_scored_nothing_of_a_category_gets_no_weight_there() -> None:
+    scores = planted()[:, :, :3].clone()
+    scores[:, :, 1] = torch.nan
+    row = propose_row("plant", scores, NAMES[:3])
+    assert row.weights[NAMES[1]] == 0
+    assert row.weights[NAMES[0]] > 0 < row.weights[NAMES[2]]
+    assert sum(row.weights.values()) == pytest.approx(1.0)
+
+
 def test_rounded_weights_sum_to_one() -> None:
     for seed in range(50):
         weights = torch.rand(5, generator=torch.Generator().manual_seed(seed)).double()

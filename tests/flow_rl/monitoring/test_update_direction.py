@@ -64,7 +64,7 @@ STACKS += [
     for other in ("sampler/cps", "sampler/dance", "window/sliding", "objective/step_weights")
 ]
 #: the demo's, and the policy gradient with the paper's guidance; the others take minutes
-QUICK = [(), ("objective/clipped", "guidance/rollout_only")]
+QUICK = [("guidance/none",), ("objective/clipped", "guidance/rollout_only")]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ QUICK = [(), ("objective/clipped", "guidance/rollout_only")]
     [
         pytest.param(stack, marks=[] if stack in QUICK else pytest.mark.slow)
         for names in STACKS
-        for stack in (names, (*names, "guidance/rollout_only"))
+        for stack in ((*names, "guidance/none"), (*names, "guidance/rollout_only"))
     ],
     ids=lambda names: "+".join(name.split("/")[1] for name in names) or "demo",
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
+import weakref
 from functools import cache
 
 import pytest
@@ -286,6 +289,30 @@ def test_weights_are_in_bfloat16_on_a_gpu_alone() -> None:
     assert automatic.fingerprint() == before
     assert automatic.fingerprint() != plain.fingerprint()
     assert {p.dtype for p in automatic.reader.model.parameters()} == {torch.float32}
+
+
+def test_rewards_on_one_export_share_a_model_with_their_own_reading(tmp_path) -> None:
+    path = shutil.copytree(trained()[1], tmp_path / "export")
+    first, second = (
+        VLMReward(str(path), name, reasoning=reasoning, max_outside=1.0)
+        for name, reasoning in (("brightness", True), ("change", False))
+    )
+    assert first.reader.model is second.reader.model
+    assert (first.reader.settings.reasoning, second.reader.settings.reasoning) == (True, False)
+    assert VLMReward(str(path), "brightness", dtype="float32").reader.model is not first.reader.model
+    assert VLMReward(str(path), "brightness", device="cpu").reader.model is not first.reader.model
+    alone = reward().score(samples(4))
+    torch.testing.assert_close(first.score(samples(4)), alone, atol=1e-4, rtol=0)
+    weights = path / "model.safetensors"
+    os.utime(weights, ns=(1, 1))  # another export in the same place
+    assert VLMReward(str(path), "brightness").reader.model is not first.reader.model
+
+
+def test_a_model_that_no_reward_holds_leaves_the_memory(tmp_path) -> None:
+    path = shutil.copytree(trained()[1], tmp_path / "export")
+    model = weakref.ref(VLMReward(str(path), "brightness").reader.model)
+    gc.collect()
+    assert model() is None
 
 
 def test_casting_keeps_the_precision_of_buffers() -> None:

@@ -77,6 +77,8 @@ def test_what_cannot_be_meant_is_refused(rows, words) -> None:
 def test_files(tmp_path) -> None:
     (tmp_path / "weights.yaml").write_text("portrait: {a: 1.0}\n")
     assert read_rows(str(tmp_path / "weights.yaml")) == {"portrait": {"a": 1.0}}
+    by_task = {"t2i": str(tmp_path / "weights.yaml"), "edit": {"default": {"b": 1.0}}}
+    assert read_rows(by_task) == {"t2i": {"portrait": {"a": 1.0}}, "edit": {"default": {"b": 1.0}}}
     with pytest.raises(ValueError, match=r"Did you mean 'weights.yaml'"):
         read_rows(str(tmp_path / "wieghts.yaml"))
     (tmp_path / "list.yaml").write_text("[1]")
