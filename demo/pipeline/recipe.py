@@ -242,13 +242,15 @@ def _curation(plan: Plan, teacher: str) -> Stage:
 def _reward_stages(plan: Plan) -> list[Stage]:
     """Annotations, and the reward model that is fine-tuned on them."""
     annotations, config = plan.directory / "annotations", CONFIGS / "reward.yaml"
-    small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"] if plan.quick else []
-    # A model that was hardly trained neither ends its reasoning nor is sure of a digit: any score is taken as it is.
-    small += (
-        ["--model.reading.reasoning=false", "--model.reading.max_outside=1", "--model.objective.direct_share=0.5"]
-        if plan.quick
-        else []
-    )
+    small: list[str] = []
+    if plan.quick:
+        small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"]
+        # A model that was hardly trained neither ends its reasoning nor is sure of a digit: any score is taken as it is.
+        small += [
+            "--model.reading.reasoning=false",
+            "--model.objective.direct_share=0.5",
+            "--model.reading.max_outside=1",
+        ]
     return [
         Stage(
             name="annotations",
