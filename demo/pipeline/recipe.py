@@ -245,7 +245,7 @@ def _reward_stages(plan: Plan) -> list[Stage]:
     small: list[str] = []
     if plan.quick:
         small = ["--trainer.max_steps=12", "--trainer.val_check_interval=12"]
-        # A model that was hardly trained neither ends its reasoning nor is sure of a digit: any score is taken as it is.
+        # A model that was hardly trained neither ends its reasoning nor is sure of a digit: any score is taken.
         small += [
             "--model.reading.reasoning=false",
             "--model.objective.direct_share=0.5",
