@@ -33,7 +33,7 @@ class NFT(Objective):
     """DiffusionNFT: forward-process matching towards good and away from bad samples of the old policy.
 
     Each sample trains at noise levels of its own rollout: those of `model.rollout.window`, drawn anew for each sample
-    and update. Published NFT trains every sample at all of the solver's steps; the window `all` leaves out the last.
+    and update. The window `all` trains every sample at all of the solver's steps, as published NFT does.
 
     With a single update and an old policy that follows at once, the old velocity is the new one, detached: neither
     a copy of the weights nor a second forward is needed.
@@ -80,7 +80,7 @@ class NFT(Objective):
 
     def pairs_per_sample(self, settings: RolloutSettings) -> int:
         """See `Objective.pairs_per_sample`: the steps of a draw of the window."""
-        return window_size(settings.window, settings.num_steps)
+        return window_size(settings.window, settings.num_steps, last=True)
 
     def old_decay_at(self, iteration: int) -> float:
         """See `Objective.old_decay_at`."""
@@ -104,7 +104,9 @@ class NFT(Objective):
             )
         if settings.cfg == "both":
             raise ValueError("model.rollout.cfg 'both' has no meaning for NFT, which never guides its objective.")
-        steps_within_reach(settings.window, settings.num_steps)  # refuses a window that does not fit the schedule
+        steps_within_reach(
+            settings.window, settings.num_steps, last=True
+        )  # refuses a window that does not fit the schedule
         if not 0 <= self.old_decay < 1:
             raise ValueError(f"{SETTINGS}.old_decay is {self.old_decay}; it must lie in [0, 1).")
         if self.old_decay > 0 and self.old_decay_growth == 0:
@@ -149,6 +151,7 @@ class NFT(Objective):
                 num_steps,
                 iteration=rollout.iteration,
                 generator=keyed_generator(stream=Stream.TIMESTEP, sample_id=sample_id, member=member, **key),
+                last=True,
             )
             for sample_id, member in zip(rollout.ids, members, strict=True)
         ]

@@ -29,6 +29,19 @@ def test_all_steps_leave_out_the_last() -> None:
     assert all_steps(4) == (0, 1, 2)
 
 
+def test_windows_reach_the_last_step_where_it_can_be_trained() -> None:
+    assert all_steps(4, last=True) == (0, 1, 2, 3)
+    assert high_noise_steps(5, 5, 1.0, generator(), last=True) == (0, 1, 2, 3, 4)
+    assert low_noise_steps(10, 2, 0.2, generator(), last=True) == (8, 9)
+    assert sliding_window(5, 2, 3, last=True) == (3, 4)
+    for kind in ("high_noise", "low_noise", "sliding", "all"):
+        window = WindowSettings(kind=kind, count=2, fraction=1.0, every=1)
+        assert steps_within_reach(window, 5, last=True) == (0, 1, 2, 3, 4)
+        seen = [draw_steps(window, 5, iteration=i, generator=generator(i), last=True) for i in range(40)]
+        assert {step for steps in seen for step in steps} == {0, 1, 2, 3, 4}
+        assert {len(steps) for steps in seen} == {window_size(window, 5, last=True)}
+
+
 def test_high_noise_steps_are_a_sorted_subset_of_the_part() -> None:
     seen = Counter()
     for step in range(400):
