@@ -46,6 +46,8 @@ CAPTIONS = ("a person with red hair", "a potted tulip in a blue pot", "a red cre
 ADAMW = partial(torch.optim.AdamW, lr=2e-4, betas=(0.9, 0.99), weight_decay=0.0)
 PROMPTS_PER_STEP = 2
 LORA = LoraSettings(rank=4, alpha=8)
+#: of rollouts, and of the teachers that they train
+GUIDANCE = Guidance(scale=2.5)
 
 
 def noise_picture(path: Path, seed: int, size: int) -> str:
@@ -130,6 +132,12 @@ def policy(*tasks: str, kind: str = "nft", **changes: Any) -> GRPOPolicy:
     """A policy as in configs/demo: NFT on ODE rollouts, or the clipped objective on stochastic ones."""
     weights: Any = {task: WEIGHTS[task] for task in tasks}
     matching = {"reference_weight": 0.003, "old_decay": 0.0}
+    # A policy gradient is refused with guidance on a coarse last step.
+    guidance = (
+        {"guidance": GUIDANCE, "cfg": "rollout_only"}
+        if kind == "nft"
+        else {"guidance": Guidance(scale=1.0), "cfg": "none"}
+    )
     arguments = {
         "model_path": BASE,
         "image_size": SIZE[0],
@@ -137,7 +145,7 @@ def policy(*tasks: str, kind: str = "nft", **changes: Any) -> GRPOPolicy:
         "reward_weights": weights if len(tasks) > 1 else weights[tasks[0]],
         "optimizer": ADAMW,
         "rollout": RolloutSettings(
-            num_steps=4, group_size=2, guidance=Guidance(scale=1.0), cfg="none", batch_size=96,
+            num_steps=4, group_size=2, batch_size=96, **guidance,
             transition="ode" if kind == "nft" else "flow_sde", window=WindowSettings(count=2, fraction=0.75),
         ),
         "objective": OBJECTIVES[kind](micro_batch_size=96, **(matching if kind == "nft" else {})),
@@ -181,13 +189,12 @@ def mix_rl(directory: Path) -> Built:
 
 def student(directory: Path) -> Built:
     """configs/demo/student.yaml: the two tasks take turns, so that the teachers are swapped."""
-    guidance = Guidance(scale=1.1)
     module = DistillationStudent(
         model_path=BASE,
         image_size=SIZE[0],
         teachers={
-            "t2i": TeacherSettings(path=teacher(directory, 1), guidance=guidance),
-            "edit": TeacherSettings(path=teacher(directory, 2), guidance=guidance),
+            "t2i": TeacherSettings(path=teacher(directory, 1), guidance=GUIDANCE),
+            "edit": TeacherSettings(path=teacher(directory, 2), guidance=GUIDANCE),
         },
         optimizer=ADAMW,
         distillation=DistillationSettings(num_steps=4, micro_batch_size=96),
