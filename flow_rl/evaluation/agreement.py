@@ -193,6 +193,8 @@ def pairwise_accuracy_in_group(predictions: Tensor, truths: Tensor, groups: Tens
         truths: shape (N,).
         groups: int64 (N,); -1 for an image on its own.
     """
+    device = predictions.device
+    predictions, truths, groups = predictions.cpu(), truths.cpu(), groups.cpu()  # many small steps follow
     right = pairs = 0.0
     for group in groups[groups != _NO_GROUP].unique():
         rows = groups == group
@@ -202,7 +204,7 @@ def pairwise_accuracy_in_group(predictions: Tensor, truths: Tensor, groups: Tens
         found = torch.where(difference.abs() < SAME_SCORE, 0.5, (difference > 0).double())
         right += float(found[better].sum())
         pairs += int(better.sum())
-    return predictions.new_tensor(right / pairs if pairs else torch.nan)
+    return torch.tensor(right / pairs if pairs else torch.nan, device=device)
 
 
 def identical_in_group(predictions: Tensor, groups: Tensor) -> Tensor:

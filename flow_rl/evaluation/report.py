@@ -32,8 +32,8 @@ def to_json(report: Report) -> dict[str, Any]:
     Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to `elo`, `low`,
     `high`), `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of
     `bench` and `arena`), `claims`, `reward_model` (dimension to metric to number), `monitoring` (training to `looks`,
-    `reward_change`, `monitor_change` and `alerts`) and `commands`. Both tasks are always there in `bench` and `arena`,
-    empty where nothing was measured.
+    `reward_change`, `monitor_change` and `alerts`), `alerts` (training to their number) and `commands`. Both tasks are
+    always there in `bench` and `arena`, empty where nothing was measured.
     """
     arena = report.arena or {}
     return {
@@ -61,6 +61,7 @@ def to_json(report: Report) -> dict[str, Any]:
             name: {key: value for key, value in asdict(watch).items() if key != "gap"}
             for name, watch in report.monitoring.items()
         },
+        "alerts": {name: len(watch.alerts) for name, watch in report.monitoring.items()},
         "commands": list(report.commands),
     }
 

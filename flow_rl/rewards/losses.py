@@ -110,11 +110,12 @@ def _between_digits(
 ) -> Tensor:
     """What two digits in place of the nearest one add to each turn's mean cross-entropy, (N,); 0 for whole scores."""
     rows = torch.arange(len(logits), device=logits.device)
-    digits = torch.tensor(digit_token_ids, device=logits.device)
     log_p = logits[rows, digit_index].float().log_softmax(-1)
-    scores = torch.arange(1, len(digits) + 1, device=logits.device)
+    # One view a digit, as in `digit_readout`: the host waits for no copy of indices.
+    of_digits = torch.stack([log_p[:, token] for token in digit_token_ids], dim=-1)
+    scores = torch.arange(1, len(digit_token_ids) + 1, device=logits.device)
     share = (1 - (targets.float()[:, None] - scores).abs()).clamp_min(0)  # on the two neighbours, by distance
-    both = -(share * log_p[:, digits]).sum(-1)
+    both = -(share * of_digits).sum(-1)
     nearest = F.nll_loss(log_p, labels[rows, digit_index], reduction="none")
     return (both - nearest) / (labels != IGNORED).sum(1).clamp(min=1)
 

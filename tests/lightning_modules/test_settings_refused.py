@@ -61,7 +61,7 @@ REFUSED = [
     (ODE | {"shared_noise": True}, {"kind": "nft"}, "identical"),
     (ODE | {"transition": "flow_sde"}, {"kind": "nft"}, "ODE rollouts"),
     (ODE | window(count=6), {"kind": "nft"}, "Cannot draw 6 steps"),
-    (ODE | window(kind="sliding", count=10), {"kind": "nft"}, "does not fit"),
+    (ODE | window(kind="sliding", count=11), {"kind": "nft"}, "does not fit"),
     (ODE, {"kind": "nft", "old_decay": 1.0}, r"\[0, 1\)"),
     (ODE, {"kind": "nft", "old_decay": 0.5, "old_decay_growth": 0.0}, "never reached"),
     (ODE | {"batch_size": 4, "group_size": 8}, {"kind": "nft"}, "a group of 8 images is made at a time"),

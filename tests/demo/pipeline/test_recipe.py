@@ -6,7 +6,7 @@ import ast
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,14 +96,16 @@ def test_editing_a_room_of_code_makes_its_stages_stale(file: str, expected: str,
     assert stale == known[expected]
 
 
-def modules_of(path: Path) -> Iterator[str]:
-    """Modules that a file imports anywhere, and those that it names as text, as configs and lazy imports do."""
+@cache
+def modules_of(path: Path) -> tuple[str, ...]:
+    """Modules that a file imports anywhere, also inside of functions."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    return tuple(found)
 
 
 def file_of(module: str) -> Path | None:

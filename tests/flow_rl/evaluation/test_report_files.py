@@ -11,7 +11,7 @@ import torch
 from flow_rl.evaluation.arena import Rating
 from flow_rl.evaluation.curves import Curve
 from flow_rl.evaluation.pipeline_picture import Box, pipeline_picture
-from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report
+from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report, Watch
 from flow_rl.evaluation.report import write_report
 from flow_rl.evaluation.statistics import Interval
 
@@ -41,6 +41,15 @@ def _report(**changes) -> Report:
         "arena": {"t2i": {"base": Rating(elo=960.0, low=940.0, high=980.0)}},
         "arena_categories": {"t2i": {"portrait": {"student": Rating(elo=1070.0, low=1040.0, high=1080.0)}}},
         "reward_model": {"alignment": {"srcc": 0.875, "count": 300.0}},
+        "monitoring": {
+            "mix <rl>": Watch(
+                looks=3,
+                reward_change=0.5,
+                monitor_change=-0.25,
+                gap=Curve(name="mix <rl>", x=[0, 8], y=[0.0, 0.75]),
+                alerts=["hacking <p>"],
+            )
+        },
         "seconds": {"rollout": 61.0, "update": 0.5},
         "settings": {"seed": 0, "model": {"lr": 1e-4, "guidance": [0.6, 1.0]}},
         "commands": ["make demo", "python train.py fit --model.x='<1>' && echo done"],
@@ -97,6 +106,10 @@ def test_json_follows_the_schema(tmp_path):
         "arena_categories": {"t2i": {"portrait": {"student": {"elo": 1070.0, "low": 1040.0, "high": 1080.0}}}},
         "claims": [{"text": "1 < 2", "found": "0.5", "verdict": "undecided"}],
         "reward_model": {"alignment": {"srcc": 0.875, "count": 300.0}},
+        "monitoring": {
+            "mix <rl>": {"looks": 3, "reward_change": 0.5, "monitor_change": -0.25, "alerts": ["hacking <p>"]}
+        },
+        "alerts": {"mix <rl>": 1},
         "commands": ["make demo", "python train.py fit --model.x='<1>' && echo done"],
     }
 
