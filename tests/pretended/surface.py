@@ -159,6 +159,9 @@ def _tensor(function, data, *args, **kwargs):
     """`torch.tensor` and its kin: scalars on the device inside a list are waited for, one by one."""
     device = kwargs.pop("device", None)
     wanted = None if device is None else device_of(device)
+    if wanted is not None and wanted.type == "meta":
+        # Libraries ask for the device of `torch.tensor([])` to see whether they build an empty model.
+        return function(data, *args, **kwargs, device=wanted)
     if isinstance(data, Tensor):
         out = data if kwargs.get("dtype") is None else data.to(kwargs["dtype"])
         return move(out, wanted) if wanted is not None else out

@@ -133,3 +133,11 @@ def test_nothing_is_left_behind() -> None:
     assert not torch.overrides._get_current_function_mode_stack()
     with pytest.raises((AssertionError, RuntimeError)):
         torch.ones(1).to("cuda")
+
+
+def test_libraries_see_that_they_build_an_empty_model() -> None:
+    """Transformers initialises rotary tables once: on real memory, if it sees that it is on the meta device before."""
+    with pretended_cuda(), torch.device("cuda"), torch.device("meta"):
+        assert torch.tensor([]).device.type == "meta"
+        assert torch.get_default_device().type == "meta"
+        assert torch.empty(2).device.type == "meta"
