@@ -6,6 +6,7 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -51,6 +52,13 @@ class Stage:
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             files = [p for p in files if p.suffix != ".pyc"]
             for file in files:
+                state = file.stat()
                 digest.update(file.as_posix().encode())
-                digest.update(file.read_bytes())
+                digest.update(_digest(file.absolute(), state.st_size, state.st_mtime_ns))
         return digest.hexdigest()
+
+
+@cache
+def _digest(file: Path, _size: int, _changed_ns: int) -> bytes:
+    """Hash of a file's contents. Most stages read the same rooms of code: each file is read once for all of them."""
+    return hashlib.sha256(file.read_bytes()).digest()

@@ -108,6 +108,7 @@ def modules_of(path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+@cache
 def file_of(module: str) -> Path | None:
     """The project's file of a module, or of the class that a class path names."""
     for parts in (module.split("."), module.split(".")[:-1]):
