@@ -55,10 +55,9 @@ def assert_goes_on(run: Run, files: dict[str, str], expected: dict) -> int:
     ("number", "rank"),
     [
         (signal.SIGKILL, 1),
-        (signal.SIGTERM, 0),
         *(
             pytest.param(number, rank, marks=pytest.mark.slow)
-            for number, rank in ((signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGUSR1, 1))
+            for number, rank in ((signal.SIGTERM, 0), (signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGUSR1, 1))
         ),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
