@@ -137,14 +137,22 @@ class VLMReward(Reward):
         self.spec, self.device = spec, device
         self.path, self.dtype = path, dtype
         self._placed = False
-        self._shared = shared_vlm(path, dtype=dtype, device=device)
-        self.reader = ScoreReader(self._shared.model, self._shared.processor, self.settings)
-        if self.reader.digits != spec.digit_token_ids:
-            raise ValueError(
-                f"'{path}': the tokenizer gives the digits the ids {self.reader.digits}, the export was made with "
-                f"{spec.digit_token_ids}: model and tokenizer do not belong together."
-            )
         self._totals = {"count": 0.0, "parsed": 0.0, "retried": 0.0, "outside": 0.0, "read": 0.0, "written": 0.0}
+        self.load()
+
+    def load(self) -> None:
+        """Load the weights, or share those that another reward on the export has loaded.
+
+        Raises:
+            ValueError: a tokenizer that is not that of the export.
+        """
+        self._shared = shared_vlm(self.path, dtype=self.dtype, device=self.device)
+        self.reader = ScoreReader(self._shared.model, self._shared.processor, self.settings)
+        if self.reader.digits != self.spec.digit_token_ids:
+            raise ValueError(
+                f"'{self.path}': the tokenizer gives the digits the ids {self.reader.digits}, the export was made with "
+                f"{self.spec.digit_token_ids}: model and tokenizer do not belong together."
+            )
 
     @property
     @override
