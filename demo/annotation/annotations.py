@@ -179,7 +179,7 @@ def main() -> None:
             drawn = sampled_groups(
                 args.model,
                 SEED + args.seed,
-                {dimension: more * count for dimension, count in counts.items()},
+                {dimension: more * wanted for dimension, wanted in counts.items()},
                 split=split,
                 members=MEMBERS,
                 cache_dir=args.cache,

@@ -5,12 +5,12 @@ Shapes: G members of a group, C = 3, H = W = 32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from torch import Tensor
+import torch
 
 from demo.annotation.groups import Group
-from flow_rl.rewards.base import Samples
+from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Samples
 from flow_rl.rewards.vlm import VLMReward
 
 
@@ -22,22 +22,30 @@ def hardest(groups: Iterable[Group], export: str, counts: Mapping[str, int]) -> 
         export: of the reward model.
         counts: how many groups to keep of each dimension.
     """
-    pool = list(groups)
-    rewards = {dimension: VLMReward(export, dimension) for dimension in counts}
-    error = [_error(rewards[group.dimension], group) for group in pool]
-    kept: set[int] = set()
+    pool, kept = list(groups), set[int]()
     for dimension, count in counts.items():
         rows = [row for row, group in enumerate(pool) if group.dimension == dimension]
-        kept |= set(sorted(rows, key=lambda row: -error[row])[:count])
+        if rows:
+            errors = dict(zip(rows, _errors(VLMReward(export, dimension), [pool[row] for row in rows]), strict=True))
+            kept |= set(sorted(rows, key=lambda row, errors=errors: -errors[row])[:count])
     yield from (pool[row] for row in sorted(kept))
 
 
-def _error(reward: VLMReward, group: Group) -> float:
-    """Mean distance of a group's scores from its annotations; an unreadable answer is as wrong as can be."""
-    members = len(group.images)
-    sources: Tensor | None = None if group.source is None else group.source.expand(members, -1, -1, -1)
+def _errors(reward: VLMReward, groups: Sequence[Group]) -> list[float]:
+    """Mean distance of each group's scores from its annotations; an unreadable answer is as wrong as can be.
+
+    All groups are scored at once: a model is slow on a few images at a time.
+    """
+    sizes = [len(group.images) for group in groups]
+    sources = None
+    if groups[0].source is not None:
+        sources = torch.cat([g.source.expand(n, -1, -1, -1) for g, n in zip(groups, sizes, strict=True)])
     samples = Samples(
-        images=group.images, prompts=[group.prompt] * members, categories=[group.dimension] * members, sources=sources
+        images=torch.cat([group.images for group in groups]),
+        prompts=[group.prompt for group in groups for _ in group.images],
+        categories=[group.dimension for group in groups for _ in group.images],
+        sources=sources,
     )
-    truth = group.images.new_tensor([judged.score for judged in group.judgements])
-    return float((reward.score(samples) - truth).abs().nan_to_num(nan=4.0).mean())
+    truths = torch.tensor([judged.score for group in groups for judged in group.judgements])
+    distances = (reward.score(samples) - truths).abs().nan_to_num(nan=SCORE_MAX - SCORE_MIN)
+    return [float(part.mean()) for part in distances.split(sizes)]
