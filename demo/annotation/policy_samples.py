@@ -97,16 +97,14 @@ def sample_in_turn(
 ) -> Tensor:
     """As `sample`, with guidances that take turns with each round of the categories; (P, G, 3, H, W)."""
     turns = [index // len(CATEGORIES) % len(guidances) for index in range(len(prompts))]
-    images: list[Tensor | None] = [None] * len(prompts)
+    images = torch.empty(len(prompts), members, 3, 32, 32)
     for turn, guidance in enumerate(guidances):
         rows = [row for row, its in enumerate(turns) if its == turn]
         if rows:
-            drawn = sample(
+            images[rows] = sample(
                 model, prompts.select(rows), guidance=guidance, members=members, seed=seed, cache_dir=cache_dir
             )
-            for row, group in zip(rows, drawn, strict=True):
-                images[row] = group
-    return torch.stack([group for group in images if group is not None])
+    return images
 
 
 def sampled_groups(
