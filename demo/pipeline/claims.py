@@ -85,7 +85,7 @@ def _student(models: Models, tree: BenchTree, task: str) -> list[Claim]:
         text = f"The student, without guidance, is better at {_WORDS[task]} than the guided base."
         found.append(_above(text, change, 0.0, POINTS))
     text = f"The student has at least {KEPT:.0%} of the gain over the base of the {_WORDS[task]} teacher it imitated."
-    share = gain_share(*(prompt_values(models[name], tree)[OVERALL] for name in (BASE_ROW, TEACHERS[task], STUDENT)))
+    share = gain_share(*(_values(models[name], tree) for name in (BASE_ROW, TEACHERS[task], STUDENT)))
     return [*found, _share(text, share, KEPT, "the teacher itself did not gain significantly")]
 
 

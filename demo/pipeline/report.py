@@ -29,7 +29,7 @@ from flow_rl.rewards.spec import RewardSpec
 TREES = {"t2i": Path("demo/bench/t2i.yaml"), "edit": Path("demo/bench/edit.yaml")}
 #: images whose overall scores are closer than this are a tie, in points of 0..100
 TIE_BAND = 2.0
-#: prompts shown of each category, by what was run: six models take a row of their own
+#: prompts shown of each category, by what was run: the whole recipe has more models to show for each
 ROWS_A_CATEGORY = {"t2i": 6, "all": 3}
 #: tag -> title of the learning curves; the first that a run has logged are shown
 CURVES = {
@@ -131,7 +131,7 @@ def _scores(plan: Plan, model: str, task: str) -> ScoreTable:
 
 
 def _is_shown(row: str, task: str) -> bool:
-    """Whether images and battles show a row: each model as it is used, and of the teachers the task's own."""
+    """Whether images and battles show a row: models at the guidance they are used at, and only the task's teacher."""
     others = [teacher for of, teacher in TEACHERS.items() if of != task]
     return not row.endswith(AT_ONE) and row not in others
 

@@ -2,7 +2,7 @@
 
 Every loss is the mean over the rows given. Given `denominator`, it is their sum divided by that number: with
 the row count of the whole batch there, the losses of its micro-batches sum to the loss of the whole, and so
-do the gradients. `weights` are factors on the rows' losses and leave the divisor as it is. Metrics are always
+do the gradients. `weights` multiply the rows' losses and do not change the divisor. Metrics are always
 means (or maxima) over the rows given, detached and without weights.
 
 Everything is computed in float32. "Old", reference and target quantities are constants: detached here.
