@@ -55,27 +55,29 @@ def _teacher(models: Models, tree: BenchTree, task: str, teacher: str) -> list[C
     base, after = models[GUIDED_BASE], models[teacher]
     who = f"The {_WORDS[task]} teacher"
     if task == "t2i":
-        fallen = {
-            category: change.mean
-            for category in dict.fromkeys(base.categories)
-            if (change := gain(base, after, tree, category=category)).high < 0
-        }
+        changes = {c: gain(base, after, tree, category=c) for c in dict.fromkeys(base.categories)}
         return [
             _above(f"{who} is better than the guided base.", gain(base, after, tree), 0.0, POINTS),
-            _none_fell(f"{who} is significantly below the guided base in no category.", fallen),
+            _none_fell(f"{who} is significantly below the guided base in no category.", changes),
         ]
     changes = {name: gain(base, after, tree, node=node) for node, name in _UNTOUCHED.items()}
-    lost = {name: change.mean for name, change in changes.items() if change.high < 0}
     success = gain(base, after, tree, node=_SUCCESS)
     return [
         _above(f"{who} does more of what is asked for than the guided base.", success, 0.0, POINTS),
-        _none_fell(f"{who} is significantly below the guided base in neither {' nor '.join(changes)}.", lost),
+        _none_fell(f"{who} is significantly below the guided base in neither {' nor '.join(changes)}.", changes),
     ]
 
 
-def _none_fell(text: str, fallen: Mapping[str, float]) -> Claim:
-    found = ", ".join(f"{name} {change:{POINTS}}" for name, change in fallen.items())
-    return Claim(text=text, found=found or "none fell", verdict="fails" if fallen else "holds")
+def _none_fell(text: str, changes: Mapping[str, Interval]) -> Claim:
+    """Holds where no change is significantly below zero; the interval of the claim is that of the lowest."""
+    fallen = {name: change for name, change in changes.items() if change.high < 0}
+    found = ", ".join(f"{name} {change.mean:{POINTS}}" for name, change in fallen.items())
+    return Claim(
+        text=text,
+        found=found or "none fell",
+        verdict="fails" if fallen else "holds",
+        interval=min(changes.values(), key=lambda change: change.high),
+    )
 
 
 def _student(models: Models, tree: BenchTree, task: str) -> list[Claim]:
@@ -149,4 +151,4 @@ def _above(text: str, interval: Interval, wanted: float, show: str) -> Claim:
         verdict = "fails" if interval.high < wanted else "undecided"
     mean, low, high = (format(value, show) for value in (interval.mean, interval.low, interval.high))
     unit = " points" if show == POINTS else ""
-    return Claim(text=text, found=f"{mean}{unit} (95 % interval {low} to {high})", verdict=verdict)
+    return Claim(text=text, found=f"{mean}{unit} (95 % interval {low} to {high})", verdict=verdict, interval=interval)

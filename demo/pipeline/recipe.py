@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.config_stack import expand
+from demo.pipeline.agreement import measured_rows
 from demo.pipeline.models import BASE_ROW, TEACHERS, VERIFIER, Row, rows_of
 from demo.pipeline.stages import Stage
 from flow_rl.batches import TASKS
@@ -38,6 +39,8 @@ SELECTIONS = ("all", "t2i")
 #: models that are trained from the base, in the order of the pipeline
 TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
 _TEST_CONFIGS = {"t2i": CONFIGS / "test.yaml", "edit": CONFIGS / "test_edit.yaml"}
+#: also ask the reward model, to compare it with the judge
+_REWARD_MODEL_CONFIGS = {"t2i": CONFIGS / "test_reward_model.yaml", "edit": CONFIGS / "test_edit_reward_model.yaml"}
 #: of a quick run: fewer prompts, and none of them too flat for rewards that have hardly been trained
 _FEW_PROMPTS = 400
 _KEEP_ALL = "--callbacks.prompt_filter.init_args.threshold=0"
@@ -193,8 +196,11 @@ def _files(configs: Sequence[Path]) -> list[Path]:
 
 
 def _test(plan: Plan, row: Row, task: str) -> Stage:
-    # The judge alone scores: the verifiers are named in place of a reward model that would be loaded and asked.
+    # The judge scores: the verifiers are named in place of a reward model that would be loaded and asked. Where the
+    # reward model is compared with the judge, it is asked as well.
     configs = [CONFIGS / f"{TEACHERS[task]}.yaml", VERIFIER_REWARDS, _TEST_CONFIGS[task]]
+    compared = plan.whole and row.name in measured_rows(task)
+    configs += [_REWARD_MODEL_CONFIGS[task]] if compared else []
     configs += [] if row.guided else [UNGUIDED]
     run, small = plan.test_directory(row.name, task), list[str]()
     if plan.quick:
@@ -206,7 +212,14 @@ def _test(plan: Plan, row: Row, task: str) -> Stage:
     return Stage(
         name=run.name,
         arguments=["train.py", "test", *_stack(configs), *plan.common, *where, *small],
-        inputs=[*_files(configs), *CODE, plan.model_path(row.model), *data, ASSETS],
+        inputs=[
+            *_files(configs),
+            *CODE,
+            plan.model_path(row.model),
+            *data,
+            ASSETS,
+            *([plan.reward_model, RUBRICS] if compared else []),
+        ],
         output=run / "test_scores.jsonl",
     )
 

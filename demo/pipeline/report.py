@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from demo.pipeline.agreement import reward_agreement
 from demo.pipeline.claims import claims
 from demo.pipeline.models import AT_ONE, BASE_ROW, GUIDED_BASE, TEACHERS
 from demo.pipeline.picture import boxes
@@ -106,7 +107,8 @@ def build_report(plan: Plan, *, seconds: Mapping[str, float], commands: Sequence
         gains=gains,
         pipeline=boxes(whole=plan.whole, upper_bound=plan.upper_bound),
         claims=claims(tables, trees),
-        reward_model=_reward_model(plan.reward_model) if plan.whole else {},
+        reward_validation=_reward_validation(plan.reward_model) if plan.whole else {},
+        reward_model=reward_agreement(tables),
         monitoring={model: watch for model, watch in watched.items() if watch is not None},
         curves=[curve for model in plan.trained for curve in _curves(plan.directory / model, model)],
         grids=[grid for task in plan.tasks for grid in _grids(plan, task, shown[task], trees[task])],
@@ -188,7 +190,7 @@ def _arena(plan: Plan, tables: Mapping[str, Mapping[str, ScoreTable]], trees: Ma
     return ratings, by_category
 
 
-def _reward_model(export: Path) -> dict[str, dict[str, float]]:
+def _reward_validation(export: Path) -> dict[str, dict[str, float]]:
     """What the last validation found, by dimension; a metric that is not defined is left out."""
     found = RewardSpec.read(export).validation
     return {

@@ -6,7 +6,7 @@ from flow_rl.evaluation.bench import BenchTree, ScoreTable, bench
 from flow_rl.evaluation.curves import Curve, read_tensorboard_curves
 from flow_rl.evaluation.grids import before_after, image_grid, to_png
 from flow_rl.evaluation.pipeline_picture import Box
-from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report, Watch
+from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report, RewardAgreement, Watch
 from flow_rl.evaluation.report import write_report
 from flow_rl.evaluation.statistics import Interval, bootstrap_mean, paired_gain
 
@@ -23,6 +23,7 @@ __all__ = [
     "Rating",
     "Ratings",
     "Report",
+    "RewardAgreement",
     "RewardJudge",
     "ScoreTable",
     "Watch",

@@ -20,6 +20,8 @@ from flow_rl.evaluation.statistics import Interval
 from flow_rl.suggestions import nearest
 
 VERDICTS = ("holds", "fails", "undecided")
+#: whose images a reward model is measured on: before RL, and after
+SAMPLED = ("base", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +57,39 @@ class Claim:
         text: what should hold.
         found: the number it rests on, with its interval, as text.
         verdict: `holds`, `fails`, or `undecided` where the interval allows both.
+        interval: the same number and its interval; None where there is none.
     """
 
     text: str
     found: str
     verdict: str
+    interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
             raise ValueError(f"A claim's verdict is one of {list(VERDICTS)}, received {self.verdict!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardAgreement:
+    """How far a reward model's scores agree with the judge's on the images of one model.
+
+    Attributes:
+        on: whose images, one of `SAMPLED`.
+        srcc: rank correlation, in [-1, 1]; NaN where one side is constant.
+        pairwise_in_group: of the pairs of one prompt's images that the judge tells apart, the share that the reward
+            model orders alike, in [0, 1]; NaN without such pairs.
+        n: images.
+    """
+
+    on: str
+    srcc: float
+    pairwise_in_group: float
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.on not in SAMPLED:
+            raise ValueError(f"A reward model is measured on images of one of {list(SAMPLED)}, received {self.on!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +131,10 @@ class Report:
         grids: before/after comparisons by category.
         arena: task to model to rating; None where no battles were held.
         arena_categories: task to category to model to rating.
-        reward_model: dimension to what is known of its scores on held-out annotations: `srcc`, `pairwise_accuracy`,
-            `parse_rate`, `count`; empty where no reward model was trained.
+        reward_validation: dimension to what is known of its scores on held-out annotations: `srcc`,
+            `pairwise_accuracy`, `parse_rate`, `count`; empty where no reward model was trained.
+        reward_model: dimension to category, or `all`, to its agreement with the judge where RL used it: on images of
+            the base, and of the teacher; empty where no reward model was trained.
         monitoring: training to what the hacking monitor saw of it; empty where none watched.
         seconds: stage to wall-clock seconds, in the order they ran.
         settings: what was run, JSON-serialisable; nested mappings are shown with dotted keys.
@@ -129,7 +157,8 @@ class Report:
     grids: Sequence[Comparison] = ()
     arena: Mapping[str, Mapping[str, Rating]] | None = None
     arena_categories: Mapping[str, Mapping[str, Mapping[str, Rating]]] = field(default_factory=dict)
-    reward_model: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reward_validation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reward_model: Mapping[str, Mapping[str, Sequence[RewardAgreement]]] = field(default_factory=dict)
     monitoring: Mapping[str, Watch] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flow_rl.evaluation.curves import Curve, read_tensorboard_curves
 from flow_rl.evaluation.page import render_page
-from flow_rl.evaluation.records import TASKS, Claim, Comparison, ComparisonRow, Report
+from flow_rl.evaluation.records import (
+    SAMPLED,
+    TASKS,
+    Claim,
+    Comparison,
+    ComparisonRow,
+    Report,
+    RewardAgreement,
+)
 
 __all__ = [
     "Claim",
@@ -20,6 +28,7 @@ __all__ = [
     "ComparisonRow",
     "Curve",
     "Report",
+    "RewardAgreement",
     "read_tensorboard_curves",
     "to_json",
     "write_report",
@@ -31,9 +40,12 @@ def to_json(report: Report) -> dict[str, Any]:
 
     Keys: `models`, `bench` (task, pillar, model to `mean`, `low`, `high`, `n`), `arena` (task, model to `elo`, `low`,
     `high`), `seconds`, `settings`, `bench_parts`, `categories`, `gains` and `arena_categories` (by task, like those of
-    `bench` and `arena`), `claims`, `reward_model` (dimension to metric to number), `monitoring` (training to `looks`,
-    `reward_change`, `monitor_change` and `alerts`), `alerts` (training to their number) and `commands`. Both tasks are
-    always there in `bench` and `arena`, empty where nothing was measured.
+    `bench` and `arena`), `claims` (`text`, `found`, `verdict`, and as numbers `value`, `low`, `high`, and `holds`, null
+    where it is undecided), `reward_validation` (dimension to metric to number), `reward_model` (dimension to category,
+    or `all`, to `srcc`, `pairwise_in_group`, `n` and `on`, the base; `teacher` holds the same of the teacher),
+    `monitoring` (training to `looks`, `reward_change`, `monitor_change` and `alerts`), `alerts` (training to their
+    number) and `commands`. Both tasks are always there in `bench` and `arena`, empty where nothing was measured. A
+    number that is not defined is null.
     """
     arena = report.arena or {}
     return {
@@ -55,8 +67,12 @@ def to_json(report: Report) -> dict[str, Any]:
             for task, rows in report.gains.items()
         },
         "arena_categories": _by_task(report.arena_categories),
-        "claims": [asdict(claim) for claim in report.claims],
-        "reward_model": {dimension: dict(found) for dimension, found in report.reward_model.items()},
+        "claims": [_claim(claim) for claim in report.claims],
+        "reward_validation": {dimension: dict(found) for dimension, found in report.reward_validation.items()},
+        "reward_model": {
+            dimension: {category: _agreement(found) for category, found in by_category.items()}
+            for dimension, by_category in report.reward_model.items()
+        },
         "monitoring": {
             name: {key: value for key, value in asdict(watch).items() if key != "gap"}
             for name, watch in report.monitoring.items()
@@ -64,6 +80,28 @@ def to_json(report: Report) -> dict[str, Any]:
         "alerts": {name: len(watch.alerts) for name, watch in report.monitoring.items()},
         "commands": list(report.commands),
     }
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    interval = claim.interval
+    value, low, high = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
+    return {
+        "text": claim.text,
+        "found": claim.found,
+        "verdict": claim.verdict,
+        "value": value,
+        "low": low,
+        "high": high,
+        "holds": {"holds": True, "fails": False}.get(claim.verdict),
+    }
+
+
+def _agreement(found: Sequence[RewardAgreement]) -> dict[str, Any]:
+    """The base's figures, and those of other models by name beside them."""
+    figures = {
+        each.on: {name: None if value != value else value for name, value in asdict(each).items()} for each in found
+    }
+    return figures.pop(SAMPLED[0], {}) | figures
 
 
 def _by_task(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from demo.pipeline.agreement import ASKED, TRUTHS, measured_rows
 from demo.pipeline.recipe import Plan, stages
 from demo.pipeline.report import TREES, build_report
 from flow_rl.evaluation import BenchTree, write_report
@@ -45,10 +45,10 @@ def fabricate(plan: Plan, prompts: int = 60) -> None:
         lines.append({"id": 500 + i, "instruction": f"edit {i}", "source": f"{500 + i}.png", "category": "plant"})
     (edits / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     for task in plan.tasks:
-        facets = BenchTree.load(TREES[task]).facets()
+        facets = sorted({*BenchTree.load(TREES[task]).facets(), *sum(TRUTHS[task].values(), ())})
         for row in plan.rows:
             if task in row.tasks:
-                _fabricate_test(plan.test_directory(row.name, task), task, row.name, facets, prompts)
+                _fabricate_test(plan, task, row.name, facets, prompts)
     for model in plan.trained:
         with SummaryWriter(str(plan.directory / model)) as writer:
             for step in range(20):
@@ -70,7 +70,8 @@ def fabricate(plan: Plan, prompts: int = 60) -> None:
         spec.write(plan.reward_model)
 
 
-def _fabricate_test(directory: Path, task: str, row: str, facets: list[str], prompts: int) -> None:
+def _fabricate_test(plan: Plan, task: str, row: str, facets: list[str], prompts: int) -> None:
+    directory = plan.test_directory(row, task)
     shift, fallen = SHIFTS[task][row], FALLEN.get((task, row))
     (directory / "images").mkdir(parents=True)
     prompts_rng, rng, rows, index = np.random.default_rng(3), np.random.default_rng(len(str(directory))), [], []
@@ -85,6 +86,11 @@ def _fabricate_test(directory: Path, task: str, row: str, facets: list[str], pro
                 facet: round(float(np.clip(hard + (-0.2 if facet == fallen else value) + noise, 1, 5)), 4)
                 for facet in facets
             }
+            if plan.whole and row in measured_rows(task):
+                agrees = measured_rows(task)[row] == "base"
+                for dimension, truth in TRUTHS[task].items():
+                    judged = float(np.mean([scores[name] for name in truth]))
+                    scores[f"{ASKED}{dimension}"] = judged if agrees else 6 - judged
             rows.append(shared | {"member": member, "scores": scores})
         image = torch.full((3, 32, 32), 0.3 + shift)
         image[i % 3, 8:24, 8:24] = 0.9
@@ -199,11 +205,24 @@ def test_a_quick_run_says_what_it_cannot_show(tmp_path):
     assert "cannot show" in report.summary[0]
     assert [box.name for box in report.pipeline] == ["base", "t2i_teacher_verifier"]
     assert [claim.verdict for claim in report.claims] == ["holds", "holds"]
-    assert report.reward_model == {}
+    assert report.reward_validation == report.reward_model == {}
 
 
 def test_what_the_reward_model_reached_is_in_the_report(report) -> None:
-    assert report.reward_model == {"alignment": {"srcc": 0.75}}
+    assert report.reward_validation == {"alignment": {"srcc": 0.75}}
+
+
+def test_the_reward_model_is_compared_with_the_judge_on_base_and_teacher(report) -> None:
+    # Planted: the reward model's scores are the judge's on the base, and their opposite on the teacher.
+    assert set(report.reward_model) == {"alignment", "aesthetic", "portrait", "instruction_following"}
+    for dimension, task in (("alignment", "t2i"), ("instruction_following", "edit")):
+        found = report.reward_model[dimension]
+        assert set(found) == {"all", *CATEGORIES[task]}
+        base, teacher = found["all"]
+        assert (base.on, teacher.on) == ("base", "teacher")
+        assert (base.srcc, base.pairwise_in_group) == pytest.approx((1.0, 1.0))
+        assert (teacher.srcc, teacher.pairwise_in_group) == pytest.approx((-1.0, 0.0))
+        assert base.n == teacher.n == 120
 
 
 def test_the_picture_shows_reward_models_curation_and_weights(report) -> None:

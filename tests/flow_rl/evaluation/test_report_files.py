@@ -11,7 +11,7 @@ import torch
 from flow_rl.evaluation.arena import Rating
 from flow_rl.evaluation.curves import Curve
 from flow_rl.evaluation.pipeline_picture import Box, pipeline_picture
-from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report, Watch
+from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report, RewardAgreement, Watch
 from flow_rl.evaluation.report import write_report
 from flow_rl.evaluation.statistics import Interval
 
@@ -35,12 +35,24 @@ def _report(**changes) -> Report:
         "categories": {"t2i": {"portrait": {"base": HALF}}},
         "gains": {"t2i": {"portrait": Interval(mean=-0.1, low=-0.2, high=-0.05, n=20), "overall": HALF}},
         "pipeline": [Box(name="base <0>", note="n", row=0), Box(name="s", note="m", row=1, after=["base <0>"])],
-        "claims": [Claim(text="1 < 2", found="0.5", verdict="undecided")],
+        "claims": [
+            Claim(text="1 < 2", found="0.5", verdict="undecided"),
+            Claim(text="2 < 3", found="0.5", verdict="holds", interval=HALF),
+            Claim(text="3 < 4", found="0.5", verdict="fails", interval=HALF),
+        ],
         "curves": [Curve(name="reward <1>", x=[0, 1], y=[1.0, 2.0], low=[0.0, 1.0], high=[2.0, 3.0])],
         "grids": [Comparison(category="portrait", rows=[row])],
         "arena": {"t2i": {"base": Rating(elo=960.0, low=940.0, high=980.0)}},
         "arena_categories": {"t2i": {"portrait": {"student": Rating(elo=1070.0, low=1040.0, high=1080.0)}}},
-        "reward_model": {"alignment": {"srcc": 0.875, "count": 300.0}},
+        "reward_validation": {"alignment": {"srcc": 0.875, "count": 300.0}},
+        "reward_model": {
+            "alignment": {
+                "all": [
+                    RewardAgreement(on="base", srcc=0.75, pairwise_in_group=0.625, n=40),
+                    RewardAgreement(on="teacher", srcc=math.nan, pairwise_in_group=0.5, n=40),
+                ]
+            }
+        },
         "monitoring": {
             "mix <rl>": Watch(
                 looks=3,
@@ -94,6 +106,7 @@ def page(tmp_path) -> _Page:
 def test_json_follows_the_schema(tmp_path):
     path = write_report(_report(), tmp_path)[1]
     half = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 20}
+    in_numbers = {"value": 0.5, "low": 0.4, "high": 0.6}
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "models": ["base", "student"],
         "bench": {"t2i": {"alignment": {"base": half, "student": half}}, "edit": {}},
@@ -104,8 +117,19 @@ def test_json_follows_the_schema(tmp_path):
         "categories": {"t2i": {"portrait": {"base": half}}},
         "gains": {"t2i": {"portrait": {"mean": -0.1, "low": -0.2, "high": -0.05, "n": 20}, "overall": half}},
         "arena_categories": {"t2i": {"portrait": {"student": {"elo": 1070.0, "low": 1040.0, "high": 1080.0}}}},
-        "claims": [{"text": "1 < 2", "found": "0.5", "verdict": "undecided"}],
-        "reward_model": {"alignment": {"srcc": 0.875, "count": 300.0}},
+        "claims": [
+            {"text": "1 < 2", "found": "0.5", "verdict": "undecided", "holds": None}
+            | {"value": None, "low": None, "high": None},
+            {"text": "2 < 3", "found": "0.5", "verdict": "holds", "holds": True} | in_numbers,
+            {"text": "3 < 4", "found": "0.5", "verdict": "fails", "holds": False} | in_numbers,
+        ],
+        "reward_validation": {"alignment": {"srcc": 0.875, "count": 300.0}},
+        "reward_model": {
+            "alignment": {
+                "all": {"on": "base", "srcc": 0.75, "pairwise_in_group": 0.625, "n": 40}
+                | {"teacher": {"on": "teacher", "srcc": None, "pairwise_in_group": 0.5, "n": 40}}
+            }
+        },
         "monitoring": {
             "mix <rl>": {"looks": 3, "reward_change": 0.5, "monitor_change": -0.25, "alerts": ["hacking <p>"]}
         },

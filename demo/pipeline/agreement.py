@@ -1,0 +1,76 @@
+"""Does the reward model agree with the judge where RL used it: on the images of the guided base and of the teacher.
+
+The tests of these models ask both (configs/demo/test_reward_model.yaml), so this compares columns of their files.
+
+Shapes: P prompts, M images a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from demo.pipeline.models import GUIDED_BASE, TEACHERS
+from flow_rl.evaluation import RewardAgreement, ScoreTable
+from flow_rl.evaluation.agreement import Agreement
+
+ALL = "all"
+#: begins the name of the reward model's scores in a test
+ASKED = "judge/reward_"
+#: dimension to the judge's scores whose mean is its truth, by the task whose test asks for it
+TRUTHS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "t2i": {
+        "alignment": ("judge/accuracy",),
+        "aesthetic": ("judge/quality",),
+        "portrait": ("judge/quality",),
+    },
+    "edit": {"instruction_following": ("judge/done", "judge/kept")},
+}
+
+
+def measured_rows(task: str) -> dict[str, str]:
+    """Whose tests ask the reward model: row of the tables to what `RewardAgreement.on` calls it."""
+    return {GUIDED_BASE: "base", TEACHERS[task]: "teacher"}
+
+
+def reward_agreement(
+    tables: Mapping[str, Mapping[str, ScoreTable]],
+) -> dict[str, dict[str, list[RewardAgreement]]]:
+    """Agreement by dimension and category, and over all of them as `all`; the base first, then the teacher.
+
+    Args:
+        tables: task to row to scores; a table without the reward model's scores is left out.
+    """
+    found: dict[str, dict[str, list[RewardAgreement]]] = {}
+    for task, models in tables.items():
+        for dimension, truth in TRUTHS[task].items():
+            for row, on in measured_rows(task).items():
+                table = models.get(row)
+                if table is None or f"{ASKED}{dimension}" not in table.scores:
+                    continue
+                for category in (ALL, *sorted(set(table.categories))):
+                    part = table if category == ALL else table.select(category)
+                    agreement = _agreement(part, dimension, truth, on)
+                    if agreement.n:
+                        found.setdefault(dimension, {}).setdefault(category, []).append(agreement)
+    return found
+
+
+def _agreement(table: ScoreTable, dimension: str, truth: tuple[str, ...], on: str) -> RewardAgreement:
+    """Of the images that both have scored."""
+    scores: NDArray[np.float64] = table.scores[f"{ASKED}{dimension}"]
+    truths = np.mean([table.scores[name] for name in truth], axis=0)
+    groups = np.repeat(np.arange(len(scores)), scores.shape[1])
+    both = np.isfinite(scores) & np.isfinite(truths)
+    metric = Agreement()
+    metric.update(torch.from_numpy(scores[both]), torch.from_numpy(truths[both]), groups[both.ravel()].tolist())
+    figures = metric.compute()
+    return RewardAgreement(
+        on=on,
+        srcc=float(figures["srcc"]),
+        pairwise_in_group=float(figures["pairwise_accuracy_in_group"]),
+        n=int(both.sum()),
+    )
