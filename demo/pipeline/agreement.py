@@ -1,6 +1,6 @@
 """Does the reward model agree with the judge where RL used it: on the images of the guided base and of the teacher.
 
-The tests of these models ask both (configs/demo/test_reward_model.yaml), so this compares columns of their files.
+The tests of these models ask both, so this compares columns of their files.
 
 Shapes: P prompts, M images a prompt.
 """
@@ -18,9 +18,7 @@ from flow_rl.evaluation import RewardAgreement, ScoreTable
 from flow_rl.evaluation.agreement import Agreement
 
 ALL = "all"
-#: begins the name of the reward model's scores in a test
-ASKED = "judge/reward_"
-#: dimension to the judge's scores whose mean is its truth, by the task whose test asks for it
+#: by task, dimension to the judge's scores whose mean is its truth; the training's rewards have the dimensions' names
 TRUTHS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "t2i": {
         "alignment": ("judge/accuracy",),
@@ -49,7 +47,7 @@ def reward_agreement(
         for dimension, truth in TRUTHS[task].items():
             for row, on in measured_rows(task).items():
                 table = models.get(row)
-                if table is None or f"{ASKED}{dimension}" not in table.scores:
+                if table is None or dimension not in table.scores:
                     continue
                 for category in (ALL, *sorted(set(table.categories))):
                     part = table if category == ALL else table.select(category)
@@ -61,7 +59,7 @@ def reward_agreement(
 
 def _agreement(table: ScoreTable, dimension: str, truth: tuple[str, ...], on: str) -> RewardAgreement:
     """Of the images that both have scored."""
-    scores: NDArray[np.float64] = table.scores[f"{ASKED}{dimension}"]
+    scores: NDArray[np.float64] = table.scores[dimension]
     truths = np.mean([table.scores[name] for name in truth], axis=0)
     groups = np.repeat(np.arange(len(scores)), scores.shape[1])
     both = np.isfinite(scores) & np.isfinite(truths)

@@ -39,8 +39,6 @@ SELECTIONS = ("all", "t2i")
 #: models that are trained from the base, in the order of the pipeline
 TRAINED = ("t2i_teacher", "edit_teacher", "mix_rl", "student")
 _TEST_CONFIGS = {"t2i": CONFIGS / "test.yaml", "edit": CONFIGS / "test_edit.yaml"}
-#: also ask the reward model, to compare it with the judge
-_REWARD_MODEL_CONFIGS = {"t2i": CONFIGS / "test_reward_model.yaml", "edit": CONFIGS / "test_edit_reward_model.yaml"}
 #: of a quick run: fewer prompts, and none of them too flat for rewards that have hardly been trained
 _FEW_PROMPTS = 400
 _KEEP_ALL = "--callbacks.prompt_filter.init_args.threshold=0"
@@ -196,11 +194,10 @@ def _files(configs: Sequence[Path]) -> list[Path]:
 
 
 def _test(plan: Plan, row: Row, task: str) -> Stage:
-    # The judge scores: the verifiers are named in place of a reward model that would be loaded and asked. Where the
-    # reward model is compared with the judge, it is asked as well.
-    configs = [CONFIGS / f"{TEACHERS[task]}.yaml", VERIFIER_REWARDS, _TEST_CONFIGS[task]]
+    # Where the reward model is compared with the judge, both score. Elsewhere the verifiers are named in place of a
+    # reward model that would be loaded and asked.
     compared = plan.whole and row.name in measured_rows(task)
-    configs += [_REWARD_MODEL_CONFIGS[task]] if compared else []
+    configs = [CONFIGS / f"{TEACHERS[task]}.yaml", *([] if compared else [VERIFIER_REWARDS]), _TEST_CONFIGS[task]]
     configs += [] if row.guided else [UNGUIDED]
     run, small = plan.test_directory(row.name, task), list[str]()
     if plan.quick:

@@ -108,7 +108,7 @@ def build_report(plan: Plan, *, seconds: Mapping[str, float], commands: Sequence
         pipeline=boxes(whole=plan.whole, upper_bound=plan.upper_bound),
         claims=claims(tables, trees),
         reward_validation=_reward_validation(plan.reward_model) if plan.whole else {},
-        reward_model=reward_agreement(tables),
+        reward_model=reward_agreement(tables) if plan.whole else {},
         monitoring={model: watch for model, watch in watched.items() if watch is not None},
         curves=[curve for model in plan.trained for curve in _curves(plan.directory / model, model)],
         grids=[grid for task in plan.tasks for grid in _grids(plan, task, shown[task], trees[task])],

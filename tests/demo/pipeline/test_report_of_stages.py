@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from demo.pipeline.agreement import ASKED, TRUTHS, measured_rows
+from demo.pipeline.agreement import TRUTHS, measured_rows
 from demo.pipeline.recipe import Plan, stages
 from demo.pipeline.report import TREES, build_report
 from flow_rl.evaluation import BenchTree, write_report
@@ -86,11 +86,11 @@ def _fabricate_test(plan: Plan, task: str, row: str, facets: list[str], prompts:
                 facet: round(float(np.clip(hard + (-0.2 if facet == fallen else value) + noise, 1, 5)), 4)
                 for facet in facets
             }
-            if plan.whole and row in measured_rows(task):
+            if row in measured_rows(task):  # the short selection names verifiers alike
                 agrees = measured_rows(task)[row] == "base"
                 for dimension, truth in TRUTHS[task].items():
                     judged = float(np.mean([scores[name] for name in truth]))
-                    scores[f"{ASKED}{dimension}"] = judged if agrees else 6 - judged
+                    scores[dimension] = judged if agrees else 6 - judged
             rows.append(shared | {"member": member, "scores": scores})
         image = torch.full((3, 32, 32), 0.3 + shift)
         image[i % 3, 8:24, 8:24] = 0.9
