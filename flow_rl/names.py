@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
+from flow_rl.errors import SettingError
+
 #: words that stand for something else wherever categories and rewards are listed: a mean over them, all of them, and
 #: the row of a weight table for those without one of their own
 RESERVED = ("mean", "all", "default")
@@ -38,6 +40,21 @@ def why_no_name(name: object) -> str | None:
     if len(name) > LONGEST_NAME:
         return f"'{name:.40}...' has {len(name)} characters; at most {LONGEST_NAME} fit into tags and tables."
     return None
+
+
+def check_names(section: str, names: Iterable[object]) -> None:
+    """Refuse names that `why_no_name` complains of.
+
+    Args:
+        section: of the config that has them, such as `model.rewards`.
+        names: as the user wrote them.
+
+    Raises:
+        SettingError: naming the section and the first bad name.
+    """
+    for name in names:
+        if why := why_no_name(name):
+            raise SettingError(f"{section} has a name that can't be used: {why}")
 
 
 def is_blank(text: str) -> bool:
