@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cli.data_checks import prompts_fit_generator
 from datamodules.stream import StreamedDataModule
 from flow_rl.batches import TaskPrompts
 from flow_rl.distributed.optimizers import why_unshardable
@@ -295,6 +296,7 @@ FAULTS: tuple[Check, ...] = (
     _stream_goes_on,
     _precision,
     _quantised_optimizer,
+    prompts_fit_generator,
 )
 CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume)
 #: files that the run needs and its plan does not

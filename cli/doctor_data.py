@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from PIL import Image
 
 from datamodules import EditPairDataModule, PromptDataModule
-from datamodules.jsonl import read_records
+from datamodules.jsonl import read_rows
 
 
 def stand_in_for_data(config: Any, directory: Path, where: str = "data") -> list[str]:
@@ -45,7 +46,7 @@ def _class(config: Any) -> type:
 
 def _complaint(path: str) -> str:
     try:
-        read_records(path, {})
+        read_rows(path, {})
     except ValueError as error:
         return str(error)
     raise AssertionError(f"{path} is there")
@@ -55,9 +56,12 @@ def _made_up(kind: type, rows: int, directory: Path) -> Path:
     """A new file of so many prompts or edits, with ids that no other one has."""
     number = len(list(directory.iterdir()))
     source = directory / "source.png"
-    source.touch()  # no image is read for a plan
-    text = {"instruction": "x", "source": source.name} if issubclass(kind, EditPairDataModule) else {"prompt": "x"}
-    path = directory / f"{number}.jsonl"
-    lines = (json.dumps({"id": number * rows + row, "category": "x"} | text) for row in range(rows))
+    Image.new("RGB", (8, 8)).save(source)
+    edits = issubclass(kind, EditPairDataModule)
+    path, lines = directory / f"{number}.jsonl", []
+    for row in range(number * rows, (number + 1) * rows):
+        # No two rows are alike, so that no file looks held out in vain.
+        text = {"instruction": f"x {row}", "source": source.name} if edits else {"prompt": f"x {row}"}
+        lines.append(json.dumps({"id": row, "category": "x"} | text))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
+from flow_rl.errors import SettingError
 from flow_rl.suggestions import nearest
 
 SUBCOMMANDS = (*LightningCLI.subcommands(), "curate", "doctor")
@@ -73,6 +74,8 @@ def explain_parsing(error: BaseException, known: Sequence[str]) -> str:
 def explain_instantiation(error: BaseException) -> str | None:
     """The message of what a constructor refused; None where the error is a fault in the code instead."""
     cause = list(_causes(error))[-1]
+    if isinstance(cause, SettingError):
+        return str(cause)  # written for people, whatever its length
     refused = isinstance(cause, (ValueError, OSError, ImportError, MisconfigurationException))
     return _shortest(str(cause)) if refused else None
 

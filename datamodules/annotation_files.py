@@ -8,17 +8,20 @@ Shapes: H height, W width.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.jsonl import read_records
-from datamodules.pictures import open_picture
+from datamodules.faults import Faults
+from datamodules.jsonl import Row, read_rows
+from datamodules.pictures import PictureUse, check_pictures, open_picture
 
 _FIELDS: dict[str, type] = {
     "id": object, "image": str, "prompt": str, "dimension": str, "score": float, "reasoning": str,
@@ -39,6 +42,7 @@ class Annotation:
         reasoning: why, in the rubric's terms, without the score line; "" where there is none.
         source: for edits, path of the source image.
         group: samples of one group compete with each other; None if the file does not say.
+        pictures: the fields of the row that name `image` and `source`, for messages; empty where no file is known.
     """
 
     id: int | str
@@ -49,11 +53,14 @@ class Annotation:
     reasoning: str
     source: Path | None = None
     group: int | str | None = None
+    pictures: Mapping[str, PictureUse] = field(default_factory=dict, compare=False, repr=False)
 
     def load(self) -> LoadedAnnotation:
         """Read the images."""
-        source = None if self.source is None else read_image(self.source)
-        return LoadedAnnotation(annotation=self, image=read_image(self.image), source=source)
+        source = None if self.source is None else read_image(self.pictures.get("source", self.source))
+        return LoadedAnnotation(
+            annotation=self, image=read_image(self.pictures.get("image", self.image)), source=source
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,25 +101,43 @@ class AnnotationBatch:
         return AnnotationBatch(examples=tuple(self.examples[i] for i in rows))
 
 
-def read_image(path: Path) -> Tensor:
-    """A picture as uint8 (3, H, W); see `open_picture`."""
-    return torch.from_numpy(np.array(open_picture(path))).permute(2, 0, 1).contiguous()
+def read_image(picture: Path | PictureUse) -> Tensor:
+    """A picture as uint8 (3, H, W), from a path or the row that names it; see `flow_rl.pictures.read_picture`."""
+    image = picture.read() if isinstance(picture, PictureUse) else open_picture(picture)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def missing_image(record: dict, directory: Path, keys: Sequence[str]) -> str | None:
-    """The complaint about the first of a record's images that is not there."""
-    for key in keys:
-        if key in record and not (directory / record[key]).is_file():
-            return f"{key} '{record[key]}' is not there (paths are relative to '{directory}')."
-    return None
+def uses_of(path: Path, row: Row, keys: Sequence[str]) -> dict[str, PictureUse]:
+    """The pictures that a row names, by field."""
+    return {
+        key: PictureUse(file=str(path), line=row.line, key=key, value=value, path=path.parent / value)
+        for key in keys
+        if (value := row.record.get(key)) is not None
+    }
 
 
 def read_annotations(path: str | Path) -> list[Annotation]:
     """All annotations of a file.
 
     Raises:
-        ValueError: see `read_records`; a score outside of 1..5, a reasoning that holds a score line of its own, or an
-            image that is not there. The message names file and line.
+        DataError: see `annotations_of`.
+    """
+    faults = Faults()
+    found = annotations_of(path, faults)
+    faults.check()
+    return found
+
+
+def annotations_of(path: str | Path, faults: Faults) -> list[Annotation]:
+    """The annotations of a file that are right.
+
+    Args:
+        path: the file.
+        faults: takes rows that are wrong (see `read_rows`): a score outside of 1..5, a reasoning that holds a score
+            line of its own, or an image that is not there or can't be read.
+
+    Raises:
+        DataError: a file that cannot be read at all.
     """
     path = Path(path)
 
@@ -121,9 +146,19 @@ def read_annotations(path: str | Path) -> list[Annotation]:
             return f"'score' is {record['score']}; scores lie on the scale 1..5."
         if _SCORE_LINE.search(record["reasoning"]):
             return "'reasoning' has a line 'Score: ...' of its own; leave it out, it is added from 'score'."
-        return missing_image(record, path.parent, ("image", "source"))
+        return None
 
-    records = read_records(path, _FIELDS, optional={"source": str, "group": object}, check=complaint)
+    rows = read_rows(
+        path,
+        _FIELDS,
+        optional={"source": str, "group": object},
+        texts=("prompt",),
+        names=("dimension",),
+        check=complaint,
+        faults=faults,
+    )
+    pictures = [uses_of(path, row, ("image", "source")) for row in rows]
+    check_pictures([use for uses in pictures for use in uses.values()], faults)
     return [
         Annotation(
             id=r["id"],
@@ -134,8 +169,9 @@ def read_annotations(path: str | Path) -> list[Annotation]:
             reasoning=r["reasoning"].strip(),
             source=path.parent / r["source"] if "source" in r else None,
             group=r.get("group"),
+            pictures=uses,
         )
-        for r in records
+        for r, uses in zip((row.record for row in rows), pictures, strict=True)
     ]
 
 
@@ -148,11 +184,18 @@ def read_annotation_files(paths: Sequence[str], dimensions: Sequence[str] | None
         name: of the setting, for messages.
 
     Raises:
-        ValueError: see `read_annotations`; no file; a dimension that no file has.
+        ValueError: see `annotations_of`; no file, or one that is named twice; a dimension that no file has.
     """
     if not paths:
         raise ValueError(f"data.{name} is empty: name at least one file.")
-    found = [annotation for path in paths for annotation in read_annotations(path)]
+    doubled = [path for path, count in Counter(map(os.path.abspath, paths)).items() if count > 1]
+    if doubled:
+        raise ValueError(f"data.{name} names '{doubled[0]}' twice: its rows would count twice. Name each file once.")
+    faults, found = Faults(), []
+    for path in paths:
+        with faults.collect():
+            found += annotations_of(path, faults)
+    faults.check()
     known = sorted({a.dimension for a in found})
     for dimension in dimensions or ():
         if dimension not in known:

@@ -7,6 +7,7 @@ model can be compared with a pointwise one on the same pool and the same number 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +18,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from datamodules.annotation_files import Annotation, LoadedAnnotation, missing_image
+from datamodules.annotation_files import Annotation, LoadedAnnotation, uses_of
 from datamodules.annotations import AnnotationDataModule, check_share
-from datamodules.jsonl import read_records
+from datamodules.faults import Faults
+from datamodules.jsonl import read_rows
+from datamodules.pictures import PictureUse, check_pictures
 from datamodules.stream import epoch_order
 
 Match = Literal["dimension", "prompt", "group"]
@@ -64,19 +67,46 @@ def read_preferences(path: str | Path) -> list[Pair]:
     """All pairs of a preference file; no scores and no reasoning are known of them.
 
     Raises:
-        ValueError: see `read_records`; an image that is not there, or a pair of one image with itself.
+        DataError: see `pairs_of`.
+    """
+    faults = Faults()
+    found = pairs_of(path, faults)
+    faults.check()
+    return found
+
+
+def pairs_of(path: str | Path, faults: Faults) -> list[Pair]:
+    """The pairs of a preference file that are right.
+
+    Args:
+        path: the file.
+        faults: takes rows that are wrong (see `read_rows`): an image that is not there or can't be read, or a pair of
+            one image with itself.
+
+    Raises:
+        DataError: a file that cannot be read at all.
     """
     path = Path(path)
 
     def complaint(record: dict) -> str | None:
-        if record["chosen"] == record["rejected"]:
+        if os.path.normpath(record["chosen"]) == os.path.normpath(record["rejected"]):
             return f"'chosen' and 'rejected' are the same image, '{record['chosen']}'."
-        return missing_image(record, path.parent, ("chosen", "rejected", "source"))
+        return None
 
     fields = {"id": object, "prompt": str, "chosen": str, "rejected": str, "dimension": str}
-    records = read_records(path, fields, optional={"source": str}, check=complaint)
+    rows = read_rows(
+        path,
+        fields,
+        optional={"source": str},
+        texts=("prompt",),
+        names=("dimension",),
+        check=complaint,
+        faults=faults,
+    )
+    pictures = [uses_of(path, row, ("chosen", "rejected", "source")) for row in rows]
+    check_pictures([use for uses in pictures for use in uses.values()], faults)
 
-    def member(record: dict, key: str) -> Annotation:
+    def member(record: dict, key: str, uses: dict[str, PictureUse]) -> Annotation:
         return Annotation(
             id=f"{record['id']}/{key}",
             dimension=record["dimension"],
@@ -85,9 +115,15 @@ def read_preferences(path: str | Path) -> list[Pair]:
             score=float("nan"),
             reasoning="",
             source=path.parent / record["source"] if "source" in record else None,
+            pictures={
+                ("source" if name == "source" else "image"): uses[name] for name in uses if name in (key, "source")
+            },
         )
 
-    return [Pair(member(r, "chosen"), member(r, "rejected")) for r in records]
+    return [
+        Pair(member(r, "chosen", uses), member(r, "rejected", uses))
+        for r, uses in zip((row.record for row in rows), pictures, strict=True)
+    ]
 
 
 class PairSource:
@@ -213,7 +249,11 @@ class PreferenceDataModule(AnnotationDataModule):
     ) -> None:
         if batch_size < 2 or batch_size % 2:
             raise ValueError(f"data.batch_size is {batch_size}; pairs need an even number of images.")
-        known = [p for path in preference_files or () for p in read_preferences(path)]
+        faults, known = Faults(), []
+        for path in preference_files or ():
+            with faults.collect():
+                known += pairs_of(path, faults)
+        faults.check()
         known = [p for p in known if dimensions is None or p.chosen.dimension in dimensions]
         super().__init__(
             train_files=train_files,

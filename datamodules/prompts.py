@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
-from datamodules.jsonl import read_records
+from datamodules.faults import Faults
+from datamodules.held_out import Split, check_held_out, content_of
+from datamodules.jsonl import Row, read_rows
 from datamodules.stream import StreamedDataModule, batch_indices, epoch_order
 from flow_rl.batches import PromptData, Prompts, PromptTable
 
@@ -21,16 +23,26 @@ def read_prompts(path: str) -> Prompts:
     """All prompts of a file.
 
     Raises:
-        ValueError: see `read_records`.
+        DataError: see `read_rows`.
     """
-    records = read_records(path, {"id": int, "prompt": str, "category": str})
-    for record in records:
-        if not record["prompt"].strip():
-            raise ValueError(f"'{path}': the prompt with id {record['id']} is blank.")
+    faults = Faults()
+    rows = prompt_rows(path, faults)
+    faults.check()
+    return prompts_of(rows)
+
+
+def prompt_rows(path: str, faults: Faults) -> list[Row]:
+    """The rows of a prompt file; see `read_prompts`."""
+    fields = {"id": int, "prompt": str, "category": str}
+    return read_rows(path, fields, texts=("prompt",), names=("category",), faults=faults)
+
+
+def prompts_of(rows: Sequence[Row]) -> Prompts:
+    """A table of rows that were checked."""
     return Prompts(
-        ids=tuple(r["id"] for r in records),
-        texts=tuple(r["prompt"] for r in records),
-        categories=tuple(r["category"] for r in records),
+        ids=tuple(row.record["id"] for row in rows),
+        texts=tuple(row.record["prompt"] for row in rows),
+        categories=tuple(row.record["category"] for row in rows),
     )
 
 
@@ -144,9 +156,24 @@ class PromptDataModule(TaskDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         # Read here rather than in `setup`: a bad file must end the run before a model loads.
-        self.train = _some(self.read(train_file), max_train, "max_train")
-        self.validation = _some(self.read(validation_file), max_validation, "max_validation")
-        self.test = _some(self.read(test_file), max_test, "max_test")
+        faults = Faults()
+        self.splits: dict[str, Split] = {}
+        for name, path in (("train", train_file), ("validation", validation_file), ("test", test_file)):
+            with faults.collect():
+                rows = self.rows(path, faults)
+                self.splits[name] = Split(
+                    setting=f"data.{name}_file",
+                    path=path,
+                    content=content_of(path),
+                    lines={row.record["id"]: row.line for row in rows},
+                    keys={self.key_of(row, path): row.line for row in rows},
+                    texts={row.record["id"]: self.text_of(row) for row in rows},
+                )
+                setattr(self, name, self.table(rows, path))
+        faults.check()
+        self.train = _some(self.train, max_train, "max_train")
+        self.validation = _some(self.validation, max_validation, "max_validation")
+        self.test = _some(self.test, max_test, "max_test")
         if prompts_per_step > len(self.train):
             raise ValueError(
                 f"data.prompts_per_step is {prompts_per_step}, but '{train_file}' has {len(self.train)} prompts"
@@ -158,10 +185,28 @@ class PromptDataModule(TaskDataModule):
                 f"'{train_file}' and '{test_file}' share {len(shared)} ids (for example {min(shared)}): ids key the "
                 "noise and tell held-out prompts apart, so they must differ."
             )
+        for name in ("validation", "test"):
+            check_held_out(self.splits["train"], self.splits[name])
 
-    def read(self, path: str) -> PromptTable:
-        """All prompts of a file."""
-        return read_prompts(path)
+    train: PromptTable
+    validation: PromptTable
+    test: PromptTable
+
+    def rows(self, path: str, faults: Faults) -> list[Row]:
+        """The rows of a file that are right; what is wrong with the others goes to `faults`."""
+        return prompt_rows(path, faults)
+
+    def table(self, rows: Sequence[Row], path: str) -> PromptTable:
+        """The prompts of rows."""
+        return prompts_of(rows)
+
+    def text_of(self, row: Row) -> str:
+        """What the generator reads of a row."""
+        return row.record["prompt"]
+
+    def key_of(self, row: Row, path: str) -> tuple[str, ...]:
+        """What makes two rows the same task, whatever their ids."""
+        return (" ".join(self.text_of(row).casefold().split()),)
 
     @override
     def by_task(self) -> dict[str, PromptDataModule]:

@@ -44,6 +44,7 @@ from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.memory import FROZEN_DTYPES
 from flow_rl.models.workload import Workload
+from flow_rl.names import check_names
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.sampling import Sampler
@@ -91,6 +92,7 @@ class DistillationStudent(ImageModule):
         self.teachers = teachers
         self.distillation_settings = distillation
         self.shard_teachers = shard_teachers
+        check_names("model.rewards", rewards or {})
         self.rewards = rewards or {}
         self.scored = check_scored(scored, list(self.rewards))
         self.guidance = guidance
@@ -149,6 +151,7 @@ class DistillationStudent(ImageModule):
         size, dtypes = self.generator.size, self.generator.dtypes
         spread = is_sharded_run(self)
         model = load_image_model(self._weights_path(), image_size=size, dtypes=dtypes, empty=spread)
+        self.limit_prompts(model)
         self.choose_trained(model)
         if self.gradient_checkpointing:
             model.transformer.enable_gradient_checkpointing()

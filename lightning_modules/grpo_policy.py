@@ -28,6 +28,7 @@ from flow_rl.errors import check_above_zero
 from flow_rl.models import load_image_model
 from flow_rl.models.compilation import compile_blocks
 from flow_rl.models.workload import Workload
+from flow_rl.names import check_names
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.advantage_estimator import AdvantageEstimator, Outcome, share_that_teaches
@@ -83,6 +84,8 @@ class GRPOPolicy(ImageModule):
         super().__init__(**common)
         check_above_zero("model", max_silent=max_silent)
         check_settings(rollout, objective, self.sigmas(rollout.num_steps).tolist(), self.lora, advantages)
+        check_names("model.rewards", rewards)
+        check_names("model.monitors", monitors or {})
         self.rewards = rewards
         self.reward_weights = weights_by_task(list(rewards), reward_weights)
         self.weight_source: WeightSource = FixedWeights(self.reward_weights)
@@ -125,6 +128,7 @@ class GRPOPolicy(ImageModule):
         size, dtypes = self.generator.size, self.generator.dtypes
         model = load_image_model(self.model_path, image_size=size, dtypes=dtypes, empty=is_sharded_run(self))
         sigmas = model.sigmas(self.rollout_settings.num_steps)
+        self.limit_prompts(model)
         self.choose_trained(model)
         if self.gradient_checkpointing:
             model.transformer.enable_gradient_checkpointing()

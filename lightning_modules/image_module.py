@@ -28,6 +28,7 @@ from flow_rl.models.adapters import LoraSettings, add_lora
 from flow_rl.models.loading import peek_sigmas
 from flow_rl.models.memory import FrozenDtype
 from flow_rl.models.workload import Generator
+from flow_rl.names import check_names
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
 from flow_rl.rl.phases import PhaseClock
@@ -71,6 +72,8 @@ class ImageModule(TrainedModule):
         gradient_clip: largest gradient norm.
         max_skipped: stop the run after so many updates in a row with a loss or gradient that is not finite.
         test_members: images a prompt in `test` and `predict`.
+        max_prompt_tokens: refuse longer prompts, before anything is loaded; None takes the family's limit (512 for
+            Qwen-Image's text-to-image, which reads no more, and 1024 for others).
         seed: of all that is drawn at random: noise, windows, noise levels, states.
 
     Attributes:
@@ -101,6 +104,7 @@ class ImageModule(TrainedModule):
         gradient_clip: float = 1.0,
         max_skipped: int = MAX_SKIPPED,
         test_members: int = 1,
+        max_prompt_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -108,6 +112,9 @@ class ImageModule(TrainedModule):
         # Everything that can be refused is refused while modules are built, before a model loads.
         check_optimizer(optimizer, lr_scheduler)
         check_above_zero("model", gradient_clip=gradient_clip, max_skipped=max_skipped, test_members=test_members)
+        if max_prompt_tokens is not None:
+            check_above_zero("model", max_prompt_tokens=max_prompt_tokens)
+        check_names("model.judges", judges or {})
         self.model_path, self.image_size = model_path, image_size
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.judges = judges or {}
@@ -116,6 +123,7 @@ class ImageModule(TrainedModule):
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.gradient_clip, self.max_skipped = gradient_clip, max_skipped
         self.test_members = test_members
+        self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
         self.clock = PhaseClock()
         self.iteration = 0
@@ -150,7 +158,13 @@ class ImageModule(TrainedModule):
             lora=self.lora,
             frozen_dtype=self.frozen_dtype,
             gradient_checkpointing=self.gradient_checkpointing,
+            max_prompt_tokens=self.max_prompt_tokens,
         )
+
+    def limit_prompts(self, model: ImageModel) -> None:
+        """Make a loaded generator take prompts as long as this run allows."""
+        if self.max_prompt_tokens is not None:
+            model.max_prompt_tokens = self.max_prompt_tokens
 
     @override
     def profile(self) -> Profile:

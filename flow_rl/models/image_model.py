@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from flow_rl.models.flops import Flops
 from flow_rl.models.memory import WeightDtypes
+from flow_rl.models.prompt_tokens import DEFAULT_LIMIT
 from flow_rl.models.shard_units import ShardUnit
 from flow_rl.models.stored import WeightReader
 
@@ -84,6 +85,7 @@ class ImageModel(nn.Module, ABC):
             of one transformer set it: the forwards of one wait for those of the others.
         compiled: whether the transformer's blocks are compiled; see `compilation.compile_blocks`, which sets it.
         stored: reads the weights of a model that was loaded without them; None for the others.
+        max_prompt_tokens: `encode` refuses longer prompts, as `flow_rl.models.prompt_tokens` counts them.
     """
 
     transformer: ModelMixin
@@ -92,6 +94,7 @@ class ImageModel(nn.Module, ABC):
     uniform_forwards: bool = False
     compiled: bool = False
     stored: WeightReader | None = None
+    max_prompt_tokens: int = DEFAULT_LIMIT
     #: names of the transformer's linear layers that a LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]]
 
@@ -108,6 +111,9 @@ class ImageModel(nn.Module, ABC):
 
         Returns:
             Conditioning of N samples.
+
+        Raises:
+            ValueError: a prompt of more than `max_prompt_tokens` tokens.
         """
 
     @abstractmethod

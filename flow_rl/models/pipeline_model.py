@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ from flow_rl.flow.schedule import sigma_schedule
 from flow_rl.models.diffusers_export import whole_components
 from flow_rl.models.image_model import ImageModel
 from flow_rl.models.memory import WeightDtypes
+from flow_rl.models.prompt_tokens import DEFAULT_LIMIT, too_long
 from flow_rl.models.shard_units import ShardUnit, text_encoder_units
 from flow_rl.models.stored import StoredComponent, StoredParts, empty_component, local_directory
 from flow_rl.models.whole import first_rank
@@ -51,6 +52,7 @@ class PipelineModel(ImageModel):
         for name in ("latents_mean", "latents_std"):
             values = torch.tensor(self.vae.config[name]).view(channels)
             self.register_buffer(name, values, persistent=False)
+        self.max_prompt_tokens = self.prompt_limit(type(pipeline).__name__) or DEFAULT_LIMIT
         self.freeze_all_but_transformer()
 
     @property
@@ -74,6 +76,31 @@ class PipelineModel(ImageModel):
     def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Height and width in latent tokens of an image of `size` pixels; see `token_grid`."""
         return self.token_grid(self.vae.config, size or self.image_size)
+
+    @classmethod
+    def prompt_limit(cls, pipeline: str) -> int | None:
+        """Most tokens that a prompt can have for a pipeline of that class, whatever is set; None where nothing is cut.
+
+        Args:
+            pipeline: name of the class, which `model_index.json` gives.
+        """
+        return None
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that are too long, rather than to read a part of them or to run out of memory.
+
+        Raises:
+            ValueError: naming the first one with its tokens.
+        """
+        for row, count in too_long(prompts, self.max_prompt_tokens, self._tokenizer).items():
+            raise ValueError(
+                f"The prompt '{prompts[row]:.60}...' has {count} tokens, and the generator reads at most "
+                f"{self.max_prompt_tokens}. Shorten it, or raise model.max_prompt_tokens where the model allows it."
+            )
+
+    def _tokenizer(self) -> Any:
+        pipeline = self._pipeline
+        return getattr(pipeline, "tokenizer", None) or pipeline.processor.tokenizer
 
     @classmethod
     def sample_sigmas(cls, index: Mapping[str, Any]) -> list[float] | None:

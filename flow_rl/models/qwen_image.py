@@ -78,6 +78,11 @@ class QwenImage(PipelineModel):
         check_multiple(size, side)
         return size[0] // side, size[1] // side
 
+    @classmethod
+    def prompt_limit(cls, pipeline: str) -> int | None:
+        """See `PipelineModel.prompt_limit`: text-to-image keeps what diffusers keeps, editing everything."""
+        return MAX_TEXT_TOKENS if pipeline == "QwenImagePipeline" else None
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int]:
         """See `ImageModel.latent_shape`."""
         return math.prod(self.grid((height, width))), 4 * self.vae.config.z_dim
@@ -97,8 +102,10 @@ class QwenImage(PipelineModel):
         """See `ImageModel.encode`.
 
         Raises:
-            ValueError: source images for a text-to-image checkpoint, or none for one that edits.
+            ValueError: source images for a text-to-image checkpoint, or none for one that edits; a prompt that is too
+                long.
         """
+        self.check_prompts(prompts)
         if self.edits != (images is not None):
             name, wanted = type(self._pipeline).__name__, "a source image" if self.edits else "no source image"
             other = "Qwen-Image" if self.edits else "Qwen-Image-Edit-2509"

@@ -82,6 +82,7 @@ class QwenImage21(PipelineModel):
         self, prompts: Sequence[str], images: Tensor | None = None, *, size: tuple[int, int] | None = None
     ) -> Conditioning:
         """See `ImageModel.encode`. Gradients reach the text encoder if its weights require them."""
+        self.check_prompts(prompts)
         embeds, slots = self._embed_text(prompts, images)
         return Conditioning(
             embeds=embeds,

@@ -36,6 +36,7 @@ class Generator:
         lora: settings of the adapter that is trained; None trains all of the transformer.
         frozen_dtype: of weights that are not trained.
         gradient_checkpointing: whether the stage recomputes activations in the backward pass.
+        max_prompt_tokens: most tokens of a prompt; None leaves it to the model.
     """
 
     model_path: str
@@ -43,6 +44,7 @@ class Generator:
     lora: LoraSettings | None = None
     frozen_dtype: FrozenDtype = "float32"
     gradient_checkpointing: bool = False
+    max_prompt_tokens: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:

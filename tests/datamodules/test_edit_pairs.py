@@ -1,4 +1,4 @@
-"""Edit files: contract, order, and images that are read when they are due."""
+"""Edit files: contract, order, and images that are checked at the start and read when they are due."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from datamodules import EditPairDataModule
 from datamodules.edit_pairs import read_edits
+from flow_rl.errors import RunStopped
 
 
 def write(directory: Path, name: str, rows: list[dict]) -> str:
@@ -55,25 +56,31 @@ def test_fixed_batches_cover_every_edit_once(files: dict[str, str]) -> None:
     assert seen == [12, 13, 14, 15]
 
 
-def test_images_are_not_read_before_they_are_due(files: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["vanishes", "is cut off", "is replaced"])
+def test_a_source_that_changes_later_is_named_with_its_row(files: dict[str, str], tmp_path: Path, change: str) -> None:
     data = EditPairDataModule(**files, image_size=16, prompts_per_step=8)
-    (tmp_path / "images/0.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match=r"Cannot read the image '.*0\.png'"):
+    path = tmp_path / "images/0.png"
+    if change == "vanishes":
+        path.unlink()
+    elif change == "is cut off":
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+        Image.new("RGB", (16, 24)).save(path)
+    with pytest.raises(RunStopped, match=r"train\.jsonl, line 1: source: .*0\.png'.* when the run started"):
         next(iter(data.train_dataloader()))
 
 
 def test_a_source_that_is_not_square_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     Image.new("RGB", (16, 24)).save(tmp_path / "images/0.png")
-    data = EditPairDataModule(**files, image_size=16, prompts_per_step=8)
-    with pytest.raises(ValueError, match="16 x 24; sources must be square"):
-        next(iter(data.train_dataloader()))
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 1: source: .*16 x 24; sources must be square"):
+        EditPairDataModule(**files, image_size=16, prompts_per_step=8)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "images/99.png"}, r"there is no file '.*images/99\.png'. Paths are relative"),
-        ({"target": "images/98.png"}, r"the target of id 0 is 'images/98\.png'"),
+        ({"source": "images/99.png"}, r"line 1: source 'images/99\.png' is not there \(paths are relative"),
+        ({"target": "images/98.png"}, r"target 'images/98\.png' is not there"),
         ({"instruction": " "}, "the instruction with id 0 is blank"),
         ({"instructions": "x"}, "unknown key 'instructions'. Did you mean 'instruction'"),
         ({"source": 3}, "'source' must be str"),
