@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor
 
 from demo.annotation.groups import Group
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Samples
 from flow_rl.rewards.vlm import VLMReward
 
@@ -40,4 +41,4 @@ def _error(reward: VLMReward, group: Group) -> float:
         images=group.images, prompts=[group.prompt] * members, categories=[group.dimension] * members, sources=sources
     )
     truth = group.images.new_tensor([judged.score for judged in group.judgements])
-    return float((reward.score(samples) - truth).abs().nan_to_num(nan=4.0).mean())
+    return float((ask(reward, samples, group.dimension, section=None) - truth).abs().nan_to_num(nan=4.0).mean())

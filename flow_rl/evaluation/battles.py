@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from flow_rl.evaluation.arena import Rating, bradley_terry, ratings_of_many
 from flow_rl.evaluation.statistics import expanded_tail
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 
 #: what `PairwiseJudge.compare` says, of the first image
@@ -89,7 +90,10 @@ class RewardJudge(PairwiseJudge):
 
     @override
     def compare(self, first: Samples, second: Samples) -> Tensor:
-        return verdicts(self.reward.score(first) - self.reward.score(second), self.tie_band)
+        return verdicts(self._score(first) - self._score(second), self.tie_band)
+
+    def _score(self, samples: Samples) -> Tensor:
+        return ask(self.reward, samples, type(self.reward).__name__, section=None)
 
 
 def verdicts(differences: Tensor, tie_band: float) -> Tensor:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 from flow_rl.rewards.pixels import dequantise
 
@@ -179,7 +180,6 @@ def _abandon(batch: Iterable[_Waiting]) -> None:
             waiting.score.set_exception(RuntimeError("The scoring service is shutting down."))
 
 
-@torch.no_grad()
 def _score(name: str, reward: Reward, batch: Sequence[Sample]) -> list[float]:
     """Scores of a batch as floats, NaN where one is not finite."""
     sources = [s.source for s in batch if s.source is not None]
@@ -189,7 +189,5 @@ def _score(name: str, reward: Reward, batch: Sequence[Sample]) -> list[float]:
         categories=[s.category for s in batch],
         sources=dequantise(torch.stack(sources)) if sources else None,
     )
-    scores = reward.score(samples).float().cpu()
-    if scores.shape != (len(batch),):
-        raise RuntimeError(f"Reward '{name}' returned shape {tuple(scores.shape)} for {len(batch)} samples.")
+    scores = ask(reward, samples, name, section="rewards", infinities=True)
     return [score if math.isfinite(score) else math.nan for score in scores.tolist()]

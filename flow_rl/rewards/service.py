@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from flow_rl.rewards.base import Reward
 from flow_rl.rewards.batching import DynamicBatcher, Sample
+from flow_rl.rewards.contract import ContractBroken
 from flow_rl.rewards.wire import PROTOCOL, Identity, ScoreRequest, ScoreResponse, decode_images, explain_validation
 from flow_rl.suggestions import nearest
 
@@ -32,6 +33,8 @@ BODY_TIMEOUT_S = 60.0
 #: of a refused body, read and thrown away: a client that is still sending would not see the refusal otherwise
 DRAIN_BYTES = 256 * 2**20
 DRAIN_TIMEOUT_S = 10.0
+#: longest message of an answer: what a client sent may be in it
+QUOTED = 1000
 #: what a client that was turned away should wait
 RETRY_AFTER_S = 1
 
@@ -102,7 +105,7 @@ class ScoringService:
 
         Raises:
             HTTPException: 400 bad request, 401 wrong token, 404 unknown reward, 408 body too slow, 413 body too
-                large, 500 the reward raised, 503 too many requests.
+                large, 422 the reward returned no scores, 500 it raised, 503 too many requests.
         """
         try:
             self._authorise(request)
@@ -134,13 +137,8 @@ class ScoringService:
             scores = await _unless_gone(request, self.batcher.score(message.reward, samples))
         except HTTPException:
             raise
-        except ValueError as error:  # samples that are none of the reward's, such as edits without a source
-            raise HTTPException(400, f"Reward '{message.reward}' refuses these samples: {error}"[:1000]) from None
         except Exception as error:  # whatever a reward raises: the client must hear of it, and the service go on
-            logger.exception("Reward '%s' failed on a batch of %d.", message.reward, len(samples))
-            raise HTTPException(
-                500, f"Reward '{message.reward}' failed: {type(error).__name__}: {error}"[:1000]
-            ) from None
+            raise _answer_for(error, message.reward, len(samples)) from None
         identity = self.identities[message.reward]
         response = ScoreResponse(
             reward=message.reward,
@@ -202,6 +200,16 @@ def _decode(message: ScoreRequest, max_pixels: int) -> list[Sample]:
         Sample(image=image, prompt=prompt, category=category, source=sources[i] if sources else None)
         for i, (image, prompt, category) in enumerate(zip(images, message.prompts, message.categories, strict=True))
     ]
+
+
+def _answer_for(error: Exception, reward: str, count: int) -> HTTPException:
+    """The answer for what scoring raised; a client tries again after 500 and after nothing else."""
+    cause = error.__cause__
+    if isinstance(cause, ValueError):  # samples that are none of the reward's, such as edits without a source
+        return HTTPException(400, f"Reward '{reward}' refuses these samples: {cause}"[:QUOTED])
+    logger.error("Scoring a batch of %d failed: %s", count, error, exc_info=cause)
+    status = 422 if isinstance(error, ContractBroken) else 500
+    return HTTPException(status, f"Scoring failed: {error}"[:QUOTED])
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
