@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from flow_rl.rewards.faults import Refused, RewardFailure, Unreachable
-from flow_rl.rewards.wire import read_token
+from flow_rl.rewards.wire import REQUEST_ID_HEADER, read_token
 
 #: longest wait between two attempts, whatever Retry-After says: a run must not sleep for an hour unnoticed
 MAX_WAIT_S = 60.0
@@ -87,6 +88,7 @@ class Endpoint:
         self.settings = settings
         self.token_variable = token_variable
         read_token(token_variable)
+        self._numbered = False
         self._client: httpx.AsyncClient | None = None
         self._places: asyncio.Semaphore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -147,7 +149,9 @@ class Endpoint:
 
     async def _send(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, bytes]:
         content = bytearray()
-        async with client.stream("POST", self.url, content=body) as response:
+        request_id = uuid.uuid4().hex
+        async with client.stream("POST", self.url, content=body, headers={REQUEST_ID_HEADER: request_id}) as response:
+            self._check_id(request_id, response)
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_ANSWER_BYTES:
@@ -155,6 +159,17 @@ class Endpoint:
                     message = f"sent more than {limit}, which no answer needs: is it a scoring service?"
                     raise self.failure(message, last_status=response.status_code)
         return response.status_code, response.headers, bytes(content)
+
+    def _check_id(self, sent: str, response: httpx.Response) -> None:
+        """Refuse the answer to another request: its scores are those of other images."""
+        received = response.headers.get(REQUEST_ID_HEADER)
+        if received is None and not (self._numbered and response.status_code == 200):
+            return  # a service that numbers nothing, or whatever stands before it
+        if received != sent:
+            told = "without an id" if received is None else f"to request {received[:QUOTED]!r}"
+            message = f"was sent request '{sent}' and sent the answer {told}: something between mixes up answers."
+            raise self.failure(message, last_status=response.status_code)
+        self._numbered = True
 
     def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
         loop = asyncio.get_running_loop()
