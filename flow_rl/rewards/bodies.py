@@ -25,7 +25,7 @@ TEXTS_A_SAMPLE = 4
 #: bytes outside of the texts, such as brackets, commas and spaces; printed for people, a message has some ten a text
 OUTSIDE_BYTES, OUTSIDE_BYTES_A_TEXT = 4096, 64
 #: quotes and backslashes inside of the texts, a sample
-ESCAPES_A_SAMPLE = 10_000
+ESCAPES_A_SAMPLE = 1000
 #: longest message of an answer: what a client sent may be in it
 MAX_DETAIL = 1000
 

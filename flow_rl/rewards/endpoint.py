@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from flow_rl.rewards.client_pool import ClientPool
 from flow_rl.rewards.faults import Refused, RewardFailure, Unreachable
 from flow_rl.rewards.wire import REQUEST_ID_HEADER, read_token
 
@@ -89,7 +90,7 @@ class Endpoint:
         self.token_variable = token_variable
         read_token(token_variable)
         self._numbered = False
-        self._client: httpx.AsyncClient | None = None
+        self._client: ClientPool | None = None
         self._places: asyncio.Semaphore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -147,7 +148,7 @@ class Endpoint:
         """An error of this address; status 200 is for answers that are wrong all the same."""
         return kind(f"{self.url} {message}", url=self.url, attempts=attempts, last_status=last_status)
 
-    async def _send(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+    async def _send(self, client: ClientPool, body: bytes) -> tuple[int, httpx.Headers, bytes]:
         content = bytearray()
         request_id = uuid.uuid4().hex
         async with client.stream("POST", self.url, content=body, headers={REQUEST_ID_HEADER: request_id}) as response:
@@ -171,18 +172,17 @@ class Endpoint:
             raise self.failure(message, last_status=response.status_code)
         self._numbered = True
 
-    def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+    def _open(self) -> tuple[ClientPool, asyncio.Semaphore]:
         loop = asyncio.get_running_loop()
         if self._client is None or self._places is None or self._loop is not loop:
             token = read_token(self.token_variable)
             headers = {"Content-Type": "application/json"}
             if token is not None:
                 headers["Authorization"] = f"Bearer {token}"
-            limits = httpx.Limits(max_connections=self.settings.max_in_flight)
             # The attempt as a whole is timed in `post`: httpx's limits start anew with every packet.
             # Plain http needs no certificates, and loading them takes a sixth of a second.
             verify = self.url.startswith("https:")
-            self._client = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=verify)
+            self._client = ClientPool(self.settings.max_in_flight, headers=headers, timeout=None, verify=verify)
             self._places = asyncio.Semaphore(self.settings.max_in_flight)
             self._loop = loop
         return self._client, self._places

@@ -26,6 +26,8 @@ PICTURE = (b"IHDR", b"IDAT", b"IEND")
 COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 #: what the notes of a file may unpack to
 MAX_NOTE_BYTES = 2**20
+#: pixels that are converted at a time
+STRIP_PIXELS = 2**18
 #: most chunks of a file; encoders cut 62 megapixels into some 25,000
 MAX_CHUNKS = 2**17
 
@@ -76,15 +78,24 @@ def read_pixels(data: bytes, where: str) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(_picture_alone(data, where)), formats=["PNG"]) as image:
-            array = np.array(image)
+            return _unpacked(image)
     except UnidentifiedImageError:
         raise ValueError(f"{where} is not a PNG that can be read.") from None
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
         message = str(error)
         raise ValueError(message if message.startswith(where) else f"{where} is damaged: {message}") from None
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"{where} is damaged: it has no red, green and blue.")
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _unpacked(image: Image.Image) -> Tensor:
+    """Pixels, strip by strip: Pillow's own conversion holds the picture three times."""
+    image.load()
+    width, height = image.size
+    pixels = torch.empty((3, height, width), dtype=torch.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = np.array(image.crop((0, top, width, min(top + rows, height))))
+        pixels[:, top : top + rows] = torch.from_numpy(strip).permute(2, 0, 1)
+    return pixels
 
 
 def _picture_alone(data: bytes, where: str) -> bytes:

@@ -67,7 +67,7 @@ class ServiceSettings:
     holds no more either."""
     max_bodies_mib: float = 256.0
     """Bodies of all requests together; further ones wait. A body takes some three times its size while it is read."""
-    max_megapixels_in_flight: float = 128.0
+    max_megapixels_in_flight: float = 96.0
     """Pixels of all requests together, in millions; further ones wait. A pixel takes 3 bytes, 15 while it is scored,
     and what the reward itself needs."""
 
