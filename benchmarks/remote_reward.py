@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from flow_rl.rewards import Samples
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.endpoint import EndpointSettings
 from flow_rl.rewards.remote import RemoteReward
 from flow_rl.rewards.wire import ScoreRequest, ScoreResponse
@@ -54,7 +55,7 @@ def seconds(url: str, samples: Samples, *, in_flight: int, samples_per_request: 
     connection = EndpointSettings(max_in_flight=in_flight, retries=0)
     reward = RemoteReward(url, "delayed", samples_per_request=samples_per_request, connection=connection)
     start, cpu = time.perf_counter(), time.process_time()
-    scores = reward.score(samples)
+    scores = ask(reward, samples, "delayed", section=None)
     spent, cpu = time.perf_counter() - start, time.process_time() - cpu
     assert scores.eq(3.0).all()
     reward.close()

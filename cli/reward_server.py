@@ -16,11 +16,11 @@ import ipaddress
 import sys
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
 from flow_rl.rewards.base import Reward
+from flow_rl.rewards.connections import server_of
 from flow_rl.rewards.service import ServiceSettings, build_app
 from flow_rl.rewards.wire import read_token
 
@@ -55,13 +55,14 @@ def serve(
         )
     if threads > 0:
         torch.set_num_threads(threads)
-    run(build_app(rewards, service, token), host, port)
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be from 0 to {2**16 - 1}, received {port}.")
+    run(build_app(rewards, service, token, host), host, port)
 
 
 def run(app: FastAPI, host: str, port: int) -> None:
     """Run the application with uvicorn until SIGTERM or SIGINT."""
-    # Longer than the five seconds that httpx keeps an idle connection: the client should be the one to close it.
-    uvicorn.run(app, host=host, port=port, timeout_keep_alive=30, timeout_graceful_shutdown=10, access_log=False)
+    server_of(app, host=host, port=port, timeout_graceful_shutdown=10).run()
 
 
 def _is_loopback(host: str) -> bool:

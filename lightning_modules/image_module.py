@@ -31,6 +31,7 @@ from flow_rl.models.workload import Generator
 from flow_rl.names import check_names
 from flow_rl.planning.stage import Profile
 from flow_rl.rewards import Reward
+from flow_rl.rewards.asking import JUDGE
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.sampling import Sampler
 from flow_rl.rl.scoring import score_share
@@ -249,7 +250,7 @@ class ImageModule(TrainedModule):
 
     @override
     def test_step(self, batch: Prompts, batch_idx: int) -> Drawn:
-        scorers = self.rewards | {f"judge/{name}": judge for name, judge in self.judges.items()}
+        scorers = self.rewards | {f"{JUDGE}{name}": judge for name, judge in self.judges.items()}
         drawn = self.draw(batch, scorers, self.test_members)
         self._collect(drawn)
         for i, (identifier, text, category) in enumerate(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from demo.annotation.groups import Group
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Samples
 from flow_rl.rewards.vlm import VLMReward
 
@@ -47,5 +48,7 @@ def _errors(reward: VLMReward, groups: Sequence[Group]) -> list[float]:
         sources=sources,
     )
     truths = torch.tensor([judged.score for group in groups for judged in group.judgements])
-    distances = (reward.score(samples) - truths).abs().nan_to_num(nan=SCORE_MAX - SCORE_MIN)
+    distances = (
+        (ask(reward, samples, groups[0].dimension, section=None) - truths).abs().nan_to_num(nan=SCORE_MAX - SCORE_MIN)
+    )
     return [float(part.mean()) for part in distances.split(sizes)]

@@ -28,6 +28,7 @@ from demo.world.world import SPLITS, Split, make_scene
 from flow_rl.batches import Prompts
 from flow_rl.evaluation.agreement import Agreement
 from flow_rl.flow.guidance import Guidance
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Samples
 from flow_rl.rewards.vlm import VLMReward
 
@@ -68,7 +69,7 @@ def agreement(
     texts = [text for text in prompts.texts for _ in range(members)]
     categories = [category for category in prompts.categories for _ in range(members)]
     flat = images.flatten(0, 1)
-    scores = reward.score(Samples(images=flat, prompts=texts, categories=categories))
+    scores = ask(reward, Samples(images=flat, prompts=texts, categories=categories), "alignment", section=None)
     truths = SCORE_MIN + (SCORE_MAX - SCORE_MIN) * verifier.check(flat, texts).accuracy
     found = {}
     for name in ("all", *CATEGORIES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flow_rl.evaluation.battles import Battle
-from flow_rl.evaluation.vote_files import Key, image_path, read_index, read_rows
+from flow_rl.evaluation.vote_files import Key, check_picture, image_path, read_index, read_picture, read_rows
 
 #: what a voter can say, by the value of its button
 VOTES = {"left": "Left is better", "tie": "As good", "right": "Right is better"}
@@ -79,8 +80,8 @@ class Ballot:
         """Whether there is a source image to show beside a battle."""
         return self._keys[token][0] in self._sources
 
-    def image(self, token: str, side: str) -> bytes:
-        """The PNG on a side of a battle's page.
+    def image(self, token: str, side: str) -> tuple[bytes, str]:
+        """The picture on a side of a battle's page, and its media type.
 
         Args:
             token: name of the battle.
@@ -92,21 +93,23 @@ class Ballot:
         """
         key = self._keys[token]
         if side == "source":
-            return self._sources[key[0]].read_bytes()
+            return read_picture(self._sources[key[0]])
         model = self._sides(key)[{"left": 0, "right": 1}[side]]
-        return self._path(model, key).read_bytes()
+        return read_picture(self._path(model, key))
 
     def check_images(self) -> None:
         """Refuse what `image` could not show later.
 
         Raises:
-            ValueError: naming an image that is missing, or lies outside of its model's directory.
+            ValueError: naming an image that is missing, damaged or none, or lies outside of its model's directory.
         """
         for key in self._keys.values():
             shown = [self._path(model, key) for model in (0, 1)]
             for path in (*shown, *filter(None, [self._sources.get(key[0])])):
-                if not path.is_file():
-                    raise ValueError(f"Prompt {key[0]}: no image '{path}'.")
+                try:
+                    check_picture(path)
+                except ValueError as error:
+                    raise ValueError(f"Prompt {key[0]}: {error}") from None
 
     def _path(self, model: int, key: Key) -> Path:
         return image_path(self._directories[model], self._rows[model][key])
@@ -116,6 +119,7 @@ class Ballot:
 
         Raises:
             KeyError: an unknown battle or choice.
+            OSError: the vote could not be written; it does not count, and the file is as before.
         """
         key, choice = self._keys[token], {value: value for value in VOTES}[choice]
         sides = self._sides(key)
@@ -137,14 +141,38 @@ class Ballot:
 
 
 def _append(path: Path, line: str) -> None:
-    """One write of a whole line at the end of the file: two servers on one file do not mix their lines."""
+    """One write of a whole line at the end of the file: two servers on one file do not mix their lines.
+
+    A line that was torn before stays apart from this one. Where the disk is full, nothing of this one stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        end = os.fstat(descriptor).st_size
+        torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+        content = ("\n" if torn else "").encode() + line.encode()
+        if (written := os.write(descriptor, content)) != len(content):
+            os.truncate(descriptor, end)
+            raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes of a vote could be written", str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_votes_file(path: Path) -> None:
+    """Refuse a file that no vote could be written to, before anybody has voted.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        usable = path.is_file() and os.access(path, os.R_OK | os.W_OK)
+        usable |= not path.exists() and os.access(path.parent, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise ValueError(f"Votes cannot be written to '{path}': {error.strerror}.") from None
+    if not usable:
+        raise ValueError(f"Votes cannot be written to '{path}': expected a file that this user may write.")
 
 
 def _read_voted(path: Path, names: tuple[str, str]) -> set[Key]:

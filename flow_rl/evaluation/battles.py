@@ -20,6 +20,8 @@ from typing_extensions import override
 
 from flow_rl.evaluation.arena import Rating, bradley_terry, ratings_of_many
 from flow_rl.evaluation.statistics import expanded_tail
+from flow_rl.evaluation.vote_files import read_rows
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 
 #: what `PairwiseJudge.compare` says, of the first image
@@ -89,7 +91,10 @@ class RewardJudge(PairwiseJudge):
 
     @override
     def compare(self, first: Samples, second: Samples) -> Tensor:
-        return verdicts(self.reward.score(first) - self.reward.score(second), self.tie_band)
+        return verdicts(self._score(first) - self._score(second), self.tie_band)
+
+    def _score(self, samples: Samples) -> Tensor:
+        return ask(self.reward, samples, type(self.reward).__name__, section=None)
 
 
 def verdicts(differences: Tensor, tie_band: float) -> Tensor:
@@ -203,18 +208,13 @@ def read_battles(path: str | Path) -> list[Battle]:
     Raises:
         ValueError: a file that is missing, or a line that is no battle; the message says which.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"No file of battles '{path}'.")
+    fields = {"prompt": int, "category": str, "first": str, "second": str, "credit": float}
     battles = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for where, row in read_rows(Path(path), fields):
         try:
-            row = json.loads(line)
-            battles.append(Battle(**{key: row[key] for key in Battle.__dataclass_fields__}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a battle ({error!r}).") from None
+            battles.append(Battle(**{key: row[key] for key in fields}))
+        except ValueError as error:
+            raise ValueError(f"{where}: not a battle: {error}") from None
     return battles
 
 

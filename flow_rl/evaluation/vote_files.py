@@ -5,16 +5,30 @@ Every complaint names the file and the line.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from flow_rl.suggestions import nearest_path
 
 #: prompt id and member of an image
 Key = tuple[int, int]
+#: longest file that is sent to a voter
+MAX_PICTURE_BYTES = 64 * 2**20
+#: what browsers show, by how it begins
+MEDIA_TYPES = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +60,20 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[tuple[str, dict[st
         fields: keys that every object must have, and their types; float takes integers as well.
 
     Raises:
-        ValueError: a missing file, or a line that is not such an object.
+        ValueError: a file that is missing or cannot be read, or a line that is not such an object.
     """
     if not path.is_file():
         raise ValueError(f"No file '{path}'.{nearest_path(path)}")
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be read: {error.strerror}.") from None
+    lines = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
     return [_parsed(line, fields, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
-def _parsed(line: str, fields: Mapping[str, type], where: str) -> tuple[str, dict[str, Any]]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}). Remove the line if it is torn.") from None
+def _parsed(line: bytes, fields: Mapping[str, type], where: str) -> tuple[str, dict[str, Any]]:
+    row = _json(line, where)
     missing = [name for name in fields if not isinstance(row, dict) or name not in row]
     if missing:
         raise ValueError(f"{where}: expected an object with {', '.join(fields)}; {', '.join(missing)} is missing.")
@@ -66,7 +81,42 @@ def _parsed(line: str, fields: Mapping[str, type], where: str) -> tuple[str, dic
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[name], accepted) or isinstance(row[name], bool):
             raise ValueError(f"{where}: '{name}' must be {kind.__name__}, received {row[name]!r:.80}.")
+        if kind is str and not _can_be_shown(row[name]):
+            raise ValueError(f"{where}: '{name}' has half a character (a lone surrogate), which no page can show.")
     return where, row
+
+
+def _json(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1} of the line). Save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg}). Remove the line if it is torn.") from None
+    except RecursionError:
+        raise ValueError(f"{where}: brackets in brackets, deeper than any such file has.") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1):.80}' is there twice: remove one.")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON.")
+
+
+def _can_be_shown(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_index(directory: Path) -> dict[Key, dict[str, Any]]:
@@ -97,12 +147,53 @@ def image_path(directory: Path, row: Mapping[str, Any]) -> Path:
         ValueError: outside of the directory. An index may come from a stranger, and must not point at other files of
             this machine.
     """
-    path = (directory / row["file"]).resolve()
+    try:
+        path = (directory / row["file"]).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a zero byte
+        raise ValueError(
+            f"{row['where']}: Prompt {row['id']}: the image {row['file']!r:.200} is no path: {error}."
+        ) from None
     if not path.is_relative_to(directory.resolve()):
         raise ValueError(
-            f"{row['where']}: Prompt {row['id']}: the image '{row['file']}' lies outside of '{directory}'."
+            f"{row['where']}: Prompt {row['id']}: the image '{row['file']:.200}' lies outside of '{directory}'."
         )
     return path
+
+
+def read_picture(path: Path) -> tuple[bytes, str]:
+    """A picture's content and media type.
+
+    Raises:
+        ValueError: naming a file that is missing, is no picture that browsers show, or is too large for one. What a
+            stranger's index names may be anything.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError(f"no image '{path}'.")
+        size = path.stat().st_size
+        if size > MAX_PICTURE_BYTES:
+            raise ValueError(f"the image '{path}' has {size} bytes, more than {MAX_PICTURE_BYTES}.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the image '{path!s:.200}' cannot be read: {error.strerror}.") from None
+    kind = next((kind for kind, found in MEDIA_TYPES.items() if found.match(content)), None)
+    if kind is None:
+        raise ValueError(f"'{path}' is no PNG, JPEG, WebP or GIF: it begins with {content[:8].hex(' ') or 'nothing'}.")
+    return content, kind
+
+
+def check_picture(path: Path) -> None:
+    """Refuse what `read_picture` does, and a picture that is damaged.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    content, _ = read_picture(path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+    except Exception as error:  # Pillow raises what its decoders do
+        raise ValueError(f"the image '{path}' is damaged: {error}.") from None
 
 
 def read_sources(path: Path) -> dict[int, Path]:

@@ -10,27 +10,36 @@ The pages know neither names nor paths nor prompt ids: battles have keyed names 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qs
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from flow_rl.evaluation.ballot import VOTES, Ballot
+from flow_rl.evaluation.ballot import VOTES, Ballot, check_votes_file
 from flow_rl.evaluation.pages import environment
 from flow_rl.evaluation.vote_files import named_directory, read_sources
+from flow_rl.rewards.bodies import announced_bytes, read_body
+from flow_rl.rewards.connections import ConnectionLimits, server_of
+from flow_rl.rewards.web import SameSite
 
 _MAX_BODY = 1000
+_FORM = "application/x-www-form-urlencoded"
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'"
+        "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'"
     ),
+    "X-Frame-Options": "DENY",  # a page of another site must not lie over our buttons
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }
@@ -46,7 +55,7 @@ def build_app(ballot: Ballot, host: str = "127.0.0.1") -> FastAPI:
     """
     template = environment().get_template("voting.html.j2")
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"])
+    app.add_middleware(SameSite, hosts={host, "localhost", "127.0.0.1"})
 
     @app.middleware("http")
     async def _harden(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -71,25 +80,39 @@ def build_app(ballot: Ballot, host: str = "127.0.0.1") -> FastAPI:
     @app.get("/image/{token}/{side}")
     def image(token: str, side: str) -> Response:
         try:
-            return Response(ballot.image(token, side), media_type="image/png")
-        except (KeyError, ValueError, FileNotFoundError):
+            content, kind = ballot.image(token, side)
+        except (KeyError, ValueError):
             raise HTTPException(404) from None
+        return Response(content, media_type=kind)
 
     @app.post("/vote")
     async def vote(request: Request) -> Response:
-        # A form on another site could post here from the voter's browser. Its origin gives it away.
-        origin, length = request.headers.get("origin"), request.headers.get("content-length", "")
-        foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
-        if foreign or not length.isdigit() or not 0 < int(length) <= _MAX_BODY:
-            raise HTTPException(400)
-        form = parse_qs((await request.body()).decode("utf-8", "replace"))
+        battle, choice = await _read_vote(request)
         try:
-            ballot.vote(form["battle"][0], form["vote"][0])
+            await asyncio.to_thread(ballot.vote, battle, choice)
         except KeyError:
-            raise HTTPException(400) from None
+            raise HTTPException(400, "No such battle or choice.") from None
+        except OSError as error:
+            print(f"error: a vote was not written: {error}", file=sys.stderr, flush=True)
+            raise HTTPException(507, "The vote could not be written and does not count.") from None
         return RedirectResponse("/", status_code=303)  # so that loading the page again does not vote again
 
     return app
+
+
+async def _read_vote(request: Request) -> tuple[str, str]:
+    """Names of the battle and of the choice, each given once.
+
+    Raises:
+        HTTPException: 413 too long, 415 no form, 400 anything else.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+        raise HTTPException(415, f"Expected a form ({_FORM}).")
+    await announced_bytes(request, _MAX_BODY)
+    form = parse_qs((await read_body(request, _MAX_BODY)).decode("utf-8", "replace"), keep_blank_values=True)
+    if sorted(form) != ["battle", "vote"] or any(len(values) != 1 for values in form.values()):
+        raise HTTPException(400, "Expected one battle and one vote.")
+    return form["battle"][0], form["vote"][0]
 
 
 class VotingServer:
@@ -104,8 +127,8 @@ class VotingServer:
     def __init__(self, ballot: Ballot, port: int, host: str = "127.0.0.1") -> None:
         self._socket = socket.create_server((host, port))
         self.server_port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(build_app(ballot, host), log_level="error", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
+        limits = ConnectionLimits(connections=64)
+        self._server = server_of(build_app(ballot, host), limits, log_level="error", timeout_graceful_shutdown=1)
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +157,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8765)
     given = parser.parse_args(args)
     try:
+        if not 0 <= given.port < 2**16:
+            raise ValueError(f"--port must be from 0 to {2**16 - 1}, received {given.port}.")
+        check_votes_file(given.votes)
         sources = read_sources(given.edits) if given.edits else None
         ballot = Ballot(given.left, given.right, given.votes, sources=sources)
         ballot.check_images()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,11 +21,14 @@ from flow_rl.flow.schedule import noise_latents
 from flow_rl.models import Conditioning
 from flow_rl.monitoring.drift import by_prompt, group_diversity, image_measures, latent_rms, relative_distance
 from flow_rl.rewards import Reward
+from flow_rl.rewards.asking import statistics_of
 from flow_rl.rl.iteration import Iteration
 from flow_rl.rl.policy import Policy
 from flow_rl.rl.sampling import release_encoders
 from flow_rl.rl.scoring import samples_of, score_safely, score_share
 
+#: of the config, by the kind of scorer
+SECTIONS = {"proxy": "model.rewards", "panel": "model.monitors"}
 #: noise levels at which the unconditional branch is compared with that of the base
 DRIFT_SIGMAS = (0.9, 0.6, 0.3)
 #: fixed latents at each of them
@@ -132,7 +136,7 @@ class MonitorPanel:
         policy = self.policy
         images = images.to(policy.compute_device)
         asked = {name: reward for name, reward in policy.rewards.items() if policy.asks(name, prompts.task)}
-        scores = score_share(share, asked, prompts, images, score=score_safely)
+        scores = score_share(share, asked, prompts, images, score=partial(score_safely, section="model.rewards"))
         found = dict(zip(asked, scores.unbind(1), strict=True))
         missing = torch.full((share.total * self.members,), torch.nan)
         proxy = torch.stack([found.get(name, missing) for name in policy.rewards], dim=1)
@@ -222,7 +226,7 @@ def _statistics(**scorers: Mapping[str, Reward]) -> dict[str, float]:
         f"{kind}/{name}/{key}": value
         for kind, group in scorers.items()
         for name, scorer in group.items()
-        for key, value in scorer.statistics().items()
+        for key, value in statistics_of(scorer, name, section=SECTIONS[kind]).items()
     }
 
 

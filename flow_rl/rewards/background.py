@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import queue
 import threading
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 from flow_rl.rewards.faults import select
 
@@ -63,7 +65,7 @@ class ThreadedReward(AsyncReward):
         if isinstance(reward, AsyncReward):
             raise ValueError(f"{type(reward).__name__} scores in the background already: use it as it is.")
         self.reward = reward
-        self._waiting: queue.SimpleQueue[tuple[Samples, Future[Tensor]]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Samples, Future[Tensor], contextvars.Context]] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
 
     @override
@@ -71,7 +73,7 @@ class ThreadedReward(AsyncReward):
         """Begin to score a batch and return at once; see `AsyncReward.submit`."""
         future: Future[Tensor] = Future()
         kept = select(samples, range(len(samples)))  # a copy
-        self._waiting.put((kept, future))
+        self._waiting.put((kept, future, contextvars.copy_context()))  # the context knows the reward's name
         if self._worker is None or not self._worker.is_alive():  # not alive in the child of a fork
             # A daemon: a reward that never returns must not keep a run that was interrupted from ending.
             self._worker = threading.Thread(target=self._run, daemon=True, name="reward")
@@ -87,11 +89,11 @@ class ThreadedReward(AsyncReward):
         torch.set_flush_denormal(True)  # as train.py does; the flag is a thread's own
         with torch.no_grad():
             while True:
-                samples, future = self._waiting.get()
+                samples, future, context = self._waiting.get()
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    future.set_result(self.reward.score(samples))
+                    future.set_result(context.run(ask, self.reward, samples, "init_args.reward", section=None))
                 except BaseException as error:  # whoever waits gets it
                     future.set_exception(error)
 

@@ -69,7 +69,9 @@ class Reward(ABC):
 
         Returns:
             float32 scores in [1, 5], shape (N,). NaN where a sample could not be scored: the trainer masks it.
-            Never a made-up number.
+            Never a made-up number. Lists, tuples and numpy arrays of N real numbers are taken as well.
+
+        The samples stay as they are, and so do the settings of the process (`flow_rl.rewards.asking` checks both).
         """
 
     @property

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 from flow_rl.rewards.pixels import dequantise
 
@@ -50,12 +51,14 @@ class DynamicBatcher:
     Args:
         rewards: by name.
         max_batch: most samples scored at a time.
+        max_pixels: of their images and sources together; one sample may have more.
         max_wait_ms: how long the oldest sample waits for company while the worker is idle.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], *, max_batch: int, max_wait_ms: float) -> None:
+    def __init__(self, rewards: Mapping[str, Reward], *, max_batch: int, max_pixels: int, max_wait_ms: float) -> None:
         self.rewards = rewards
         self.max_batch = max_batch
+        self.max_pixels = max_pixels
         self.max_wait_s = max_wait_ms / 1000
         self._queues: dict[Key, deque[_Waiting]] = {}
         self._arrived = asyncio.Event()
@@ -142,8 +145,9 @@ class DynamicBatcher:
             key = min(self._queues, key=lambda k: self._queues[k][0].since)
             queue = self._queues[key]
             patience = self.max_wait_s - (time.monotonic() - queue[0].since)
-            if len(queue) >= self.max_batch or patience <= 0:
-                return key, [queue.popleft() for _ in range(min(len(queue), self.max_batch))]
+            most = min(self.max_batch, max(1, self.max_pixels // _pixels(key)))
+            if len(queue) >= most or patience <= 0:
+                return key, [queue.popleft() for _ in range(min(len(queue), most))]
             try:
                 await asyncio.wait_for(self._arrived.wait(), patience)
             except TimeoutError:
@@ -172,6 +176,12 @@ class DynamicBatcher:
         return await loop.run_in_executor(self._worker, _score, name, self.rewards[name], samples)
 
 
+def _pixels(key: Key) -> int:
+    """Of a sample's image and source."""
+    _, image, source = key
+    return math.prod(image[1:]) + (0 if source is None else math.prod(source[1:]))
+
+
 def _abandon(batch: Iterable[_Waiting]) -> None:
     """Whoever has no score by now won't get one: nobody may wait for ever."""
     for waiting in batch:
@@ -179,17 +189,14 @@ def _abandon(batch: Iterable[_Waiting]) -> None:
             waiting.score.set_exception(RuntimeError("The scoring service is shutting down."))
 
 
-@torch.no_grad()
 def _score(name: str, reward: Reward, batch: Sequence[Sample]) -> list[float]:
     """Scores of a batch as floats, NaN where one is not finite."""
     sources = [s.source for s in batch if s.source is not None]
     samples = Samples(
-        images=dequantise(torch.stack([s.image for s in batch])),
+        images=dequantise([s.image for s in batch]),
         prompts=[s.prompt for s in batch],
         categories=[s.category for s in batch],
-        sources=dequantise(torch.stack(sources)) if sources else None,
+        sources=dequantise(sources) if sources else None,
     )
-    scores = reward.score(samples).float().cpu()
-    if scores.shape != (len(batch),):
-        raise RuntimeError(f"Reward '{name}' returned shape {tuple(scores.shape)} for {len(batch)} samples.")
+    scores = ask(reward, samples, name, section="rewards", infinities=True)
     return [score if math.isfinite(score) else math.nan for score in scores.tolist()]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 from flow_rl.rewards.faults import select
 
@@ -47,7 +48,7 @@ class CategoryReward(Reward):
         rows = [row for row, category in enumerate(samples.categories) if category in self.categories]
         scores = torch.full((len(samples),), torch.nan)
         if rows:
-            scores[rows] = self.reward.score(select(samples, rows)).float().cpu()
+            scores[rows] = ask(self.reward, select(samples, rows), "init_args.reward", section=None)
         return scores
 
     @override

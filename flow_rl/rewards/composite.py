@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flow_rl.rewards.asking import ask, submit
 from flow_rl.rewards.background import AsyncReward
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
 
@@ -84,17 +85,21 @@ class CompositeReward(Reward):
         Remote parts are asked all at once, and score while those of this process do.
         """
         pending = {
-            name: part.reward.submit(samples)
+            name: submit(part.reward, samples, _setting(name), section=None)
             for name, part in self.components.items()
             if isinstance(part.reward, AsyncReward)
         }
         try:
-            own = {name: part.reward.score(samples) for name, part in self.components.items() if name not in pending}
+            own = {
+                name: ask(part.reward, samples, _setting(name), section=None)
+                for name, part in self.components.items()
+                if name not in pending
+            }
             scores = own | {name: future.result() for name, future in pending.items()}
         finally:
             for future in pending.values():
                 future.cancel()
-        return {name: scores[name].float().cpu() for name in self.components}
+        return {name: scores[name] for name in self.components}
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The composite of what `parts` returned, float32 (N,), so that logs and score cost one scoring."""
@@ -109,3 +114,7 @@ class CompositeReward(Reward):
             for name, part in self.components.items()
             for key, value in part.reward.statistics().items()
         }
+
+
+def _setting(name: str) -> str:
+    return f"init_args.components.{name}.reward"

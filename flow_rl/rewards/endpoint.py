@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +21,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from flow_rl.rewards.client_pool import ClientPool
 from flow_rl.rewards.faults import Refused, RewardFailure, Unreachable
-from flow_rl.rewards.wire import read_token
+from flow_rl.rewards.wire import REQUEST_ID_HEADER, read_token
 
 #: longest wait between two attempts, whatever Retry-After says: a run must not sleep for an hour unnoticed
 MAX_WAIT_S = 60.0
@@ -87,7 +89,8 @@ class Endpoint:
         self.settings = settings
         self.token_variable = token_variable
         read_token(token_variable)
-        self._client: httpx.AsyncClient | None = None
+        self._numbered = False
+        self._client: ClientPool | None = None
         self._places: asyncio.Semaphore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -145,9 +148,11 @@ class Endpoint:
         """An error of this address; status 200 is for answers that are wrong all the same."""
         return kind(f"{self.url} {message}", url=self.url, attempts=attempts, last_status=last_status)
 
-    async def _send(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+    async def _send(self, client: ClientPool, body: bytes) -> tuple[int, httpx.Headers, bytes]:
         content = bytearray()
-        async with client.stream("POST", self.url, content=body) as response:
+        request_id = uuid.uuid4().hex
+        async with client.stream("POST", self.url, content=body, headers={REQUEST_ID_HEADER: request_id}) as response:
+            self._check_id(request_id, response)
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_ANSWER_BYTES:
@@ -156,18 +161,28 @@ class Endpoint:
                     raise self.failure(message, last_status=response.status_code)
         return response.status_code, response.headers, bytes(content)
 
-    def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+    def _check_id(self, sent: str, response: httpx.Response) -> None:
+        """Refuse the answer to another request: its scores are those of other images."""
+        received = response.headers.get(REQUEST_ID_HEADER)
+        if received is None and not (self._numbered and response.status_code == 200):
+            return  # a service that numbers nothing, or whatever stands before it
+        if received != sent:
+            told = "without an id" if received is None else f"to request {received[:QUOTED]!r}"
+            message = f"was sent request '{sent}' and sent the answer {told}: something between mixes up answers."
+            raise self.failure(message, last_status=response.status_code)
+        self._numbered = True
+
+    def _open(self) -> tuple[ClientPool, asyncio.Semaphore]:
         loop = asyncio.get_running_loop()
         if self._client is None or self._places is None or self._loop is not loop:
             token = read_token(self.token_variable)
             headers = {"Content-Type": "application/json"}
             if token is not None:
                 headers["Authorization"] = f"Bearer {token}"
-            limits = httpx.Limits(max_connections=self.settings.max_in_flight)
             # The attempt as a whole is timed in `post`: httpx's limits start anew with every packet.
             # Plain http needs no certificates, and loading them takes a sixth of a second.
             verify = self.url.startswith("https:")
-            self._client = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=verify)
+            self._client = ClientPool(self.settings.max_in_flight, headers=headers, timeout=None, verify=verify)
             self._places = asyncio.Semaphore(self.settings.max_in_flight)
             self._loop = loop
         return self._client, self._places

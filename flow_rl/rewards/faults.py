@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flow_rl.errors import RunStopped
+from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 
 #: events kept for a log that nobody reads
 MAX_EVENTS = 100_000
 
 
-class RewardFailure(RuntimeError):
+class RewardFailure(RunStopped):
     """Scoring failed.
 
     Args:
@@ -234,10 +236,6 @@ class GuardedReward(Reward):
 
     def _ask(self, samples: Samples) -> Tensor:
         start = time.perf_counter()
-        scores = self.reward.score(samples).detach().to("cpu", torch.float32, copy=True)
+        scores = ask(self.reward, samples, self.log.name, section=None, setting="init_args.reward", infinities=True)
         self.log.answered(time.perf_counter() - start)
-        if scores.shape != (len(samples),):
-            raise ValueError(
-                f"Reward '{self.log.name}' returned shape {tuple(scores.shape)} for {len(samples)} samples."
-            )
         return scores

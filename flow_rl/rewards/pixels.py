@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,14 @@ def quantise(images: Tensor) -> Tensor:
     return (images.detach().to(torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
-def dequantise(images: Tensor) -> Tensor:
-    """Uint8 images to float32 in [0, 1]: undoes `quantise` exactly for images that have 8 bits to begin with."""
-    return images.to(torch.float32) / 255
+def dequantise(images: Tensor | Sequence[Tensor]) -> Tensor:
+    """Uint8 images to float32 in [0, 1]: undoes `quantise` exactly for images that have 8 bits to begin with.
+
+    Args:
+        images: (N, 3, H, W), or N times (3, H, W).
+    """
+    # Image by image, so that nothing but the result is as large as the result.
+    found = torch.empty((len(images), *images[0].shape), dtype=torch.float32, device=images[0].device)
+    for image, floats in zip(images, found, strict=True):
+        torch.div(image, 255, out=floats)
+    return found

@@ -12,13 +12,11 @@ from pydantic import ValidationError
 from typing_extensions import override
 
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN
+from flow_rl.rewards.contract import TOLERANCE
 from flow_rl.rewards.endpoint import Endpoint, EndpointSettings
 from flow_rl.rewards.faults import FaultPolicy, Unparseable
 from flow_rl.rewards.http_reward import Batch, HttpReward
 from flow_rl.rewards.wire import Identity, ScoreRequest, ScoreResponse, encode_base64, explain_validation
-
-#: rounding that a score may show beyond the scale
-TOLERANCE = 1e-4
 
 
 class RemoteReward(HttpReward):

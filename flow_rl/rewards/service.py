@@ -14,24 +14,36 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
 
 from flow_rl.rewards.base import Reward
 from flow_rl.rewards.batching import DynamicBatcher, Sample
-from flow_rl.rewards.wire import PROTOCOL, Identity, ScoreRequest, ScoreResponse, decode_images, explain_validation
+from flow_rl.rewards.bodies import Budget, announced_bytes, check_form, drain, read_body, refusal
+from flow_rl.rewards.contract import ContractBroken
+from flow_rl.rewards.web import RequestIds, SameSite
+from flow_rl.rewards.wire import (
+    PROTOCOL,
+    QUOTED,
+    REQUEST_ID_HEADER,
+    Identity,
+    ScoreRequest,
+    ScoreResponse,
+    check_pixels,
+    count_pixels,
+    decode_images,
+    explain_validation,
+)
 from flow_rl.suggestions import nearest
 
-logger = logging.getLogger("uvicorn.error")
+logger = logging.getLogger("flow_rl.service")
 
-#: a body must have arrived by then: a connection that says nothing would keep its place for ever
-BODY_TIMEOUT_S = 60.0
-#: of a refused body, read and thrown away: a client that is still sending would not see the refusal otherwise
-DRAIN_BYTES = 256 * 2**20
-DRAIN_TIMEOUT_S = 10.0
+T = TypeVar("T")
+#: names of this machine
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: what a client that was turned away should wait
 RETRY_AFTER_S = 1
 
@@ -46,17 +58,31 @@ class ServiceSettings:
     """How long a sample waits for company while the worker is idle."""
     max_requests: int = 64
     """Requests taken at a time, those waiting included; further ones are told to come back (503, Retry-After)."""
+    max_samples: int = 1024
+    """Samples of a request (400 above)."""
     max_body_mib: float = 64.0
     """Largest body (413 above)."""
     max_megapixels: float = 64.0
-    """Pixels of all images of a request together, in millions (400 above): what a small body can unpack to."""
+    """Pixels of all images of a request together, in millions (400 above): what a small body can unpack to. A batch
+    holds no more either."""
+    max_bodies_mib: float = 256.0
+    """Bodies of all requests together; further ones wait. A body takes some three times its size while it is read."""
+    max_megapixels_in_flight: float = 96.0
+    """Pixels of all requests together, in millions; further ones wait. A pixel takes 3 bytes, 15 while it is scored,
+    and what the reward itself needs."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_requests", "max_body_mib", "max_megapixels"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, received {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            if name != "max_wait_ms" and not 0 < value < math.inf:
+                raise ValueError(f"service.{name} must be above 0, received {value}.")
+        for name, all_of_them in (("max_body_mib", "max_bodies_mib"), ("max_megapixels", "max_megapixels_in_flight")):
+            if getattr(self, all_of_them) < getattr(self, name):
+                raise ValueError(
+                    f"service.{all_of_them} is {getattr(self, all_of_them):g}, less than one request may have "
+                    f"(service.{name}, {getattr(self, name):g}): such a request would wait for ever. Raise it."
+                )
         if not 0 <= self.max_wait_ms < math.inf:
-            raise ValueError(f"max_wait_ms must be 0 or more, received {self.max_wait_ms}.")
+            raise ValueError(f"service.max_wait_ms must be 0 or more, received {self.max_wait_ms}.")
 
 
 class ScoringService:
@@ -74,7 +100,13 @@ class ScoringService:
         self.rewards = rewards
         self.settings = settings
         self.identities = {name: Identity.of(reward) for name, reward in rewards.items()}
-        self.batcher = DynamicBatcher(rewards, max_batch=settings.max_batch, max_wait_ms=settings.max_wait_ms)
+        self.max_body = int(settings.max_body_mib * 2**20)
+        self.max_pixels = int(settings.max_megapixels * 1e6)
+        self.bodies = Budget(int(settings.max_bodies_mib * 2**20))
+        self.pixels = Budget(int(settings.max_megapixels_in_flight * 1e6))
+        self.batcher = DynamicBatcher(
+            rewards, max_batch=settings.max_batch, max_pixels=self.max_pixels, max_wait_ms=settings.max_wait_ms
+        )
         self._token = token
         self._active = 0
 
@@ -102,18 +134,18 @@ class ScoringService:
 
         Raises:
             HTTPException: 400 bad request, 401 wrong token, 404 unknown reward, 408 body too slow, 413 body too
-                large, 500 the reward raised, 503 too many requests.
+                large, 422 the reward returned no scores, 500 it raised, 503 too many requests.
         """
         try:
             self._authorise(request)
             if self._active >= self.settings.max_requests:
-                raise HTTPException(
+                raise refusal(
                     503,
                     f"{self._active} requests are being served, which is the most (max_requests).",
                     {"Retry-After": str(RETRY_AFTER_S)},
                 )
         except HTTPException:
-            await _drain(request)
+            await drain(request)
             raise
         self._active += 1
         try:
@@ -122,25 +154,24 @@ class ScoringService:
             self._active -= 1
 
     async def _score(self, request: Request) -> JSONResponse:
-        message = _parse(await _read_body(request, int(self.settings.max_body_mib * 2**20)))
-        if message.reward not in self.rewards:
-            hint = nearest(message.reward, self.rewards) or f" It has {', '.join(self.rewards)}."
-            raise HTTPException(404, f"This service has no reward '{message.reward}'.{hint}")
+        expected = await announced_bytes(request, self.max_body)
+        async with self.bodies.share(expected):
+            body = await read_body(request, expected)
+            message = await asyncio.to_thread(_parse, body, self.settings.max_samples)
+            del body
+            return await _unless_gone(request, self._answer(request, message))
+
+    async def _answer(self, request: Request, message: ScoreRequest) -> JSONResponse:
+        self._check_name(message.reward)
         try:
-            samples = await asyncio.to_thread(_decode, message, int(self.settings.max_megapixels * 1e6))
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        try:
-            scores = await _unless_gone(request, self.batcher.score(message.reward, samples))
-        except HTTPException:
-            raise
-        except ValueError as error:  # samples that are none of the reward's, such as edits without a source
-            raise HTTPException(400, f"Reward '{message.reward}' refuses these samples: {error}"[:1000]) from None
+            pixels = await asyncio.to_thread(_count_pixels, message, self.max_pixels)
+            async with self.pixels.share(pixels):
+                samples = await asyncio.to_thread(_decode, message, self.max_pixels)
+                scores = await self.batcher.score(message.reward, samples)
+        except _Unreadable as error:
+            raise refusal(400, str(error)) from None
         except Exception as error:  # whatever a reward raises: the client must hear of it, and the service go on
-            logger.exception("Reward '%s' failed on a batch of %d.", message.reward, len(samples))
-            raise HTTPException(
-                500, f"Reward '{message.reward}' failed: {type(error).__name__}: {error}"[:1000]
-            ) from None
+            raise _answer_for(error, message, request.scope.get("request_id", "")) from None
         identity = self.identities[message.reward]
         response = ScoreResponse(
             reward=message.reward,
@@ -150,22 +181,30 @@ class ScoringService:
         )
         return JSONResponse(response.model_dump())
 
+    def _check_name(self, name: str) -> None:
+        if name not in self.rewards:
+            hint = nearest(name, self.rewards) or f" It has {', '.join(self.rewards)}."
+            raise refusal(404, f"This service has no reward {name[:QUOTED]!r}.{hint}")
+
     def _authorise(self, request: Request) -> None:
         given = request.headers.get("authorization", "")
         if self._token is None:
             return
         # Bytes: compare_digest takes no text beyond ASCII, and a header may hold any.
         if not secrets.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            raise HTTPException(401, "Wrong or missing token.", {"WWW-Authenticate": "Bearer"})
+            raise refusal(401, "Wrong or missing token.", {"WWW-Authenticate": "Bearer"})
 
 
-def build_app(rewards: Mapping[str, Reward], settings: ServiceSettings, token: str | None = None) -> FastAPI:
+def build_app(
+    rewards: Mapping[str, Reward], settings: ServiceSettings, token: str | None = None, host: str = "127.0.0.1"
+) -> FastAPI:
     """Build the application.
 
     Args:
         rewards: by the name that requests use.
         settings: limits.
-        token: what `Authorization: Bearer` must carry; None lets everyone ask.
+        token: what `Authorization: Bearer` must carry; None lets everyone ask who reaches the server by its own name.
+        host: address that it is served at.
 
     Returns:
         the application; its `state.service` is the `ScoringService`.
@@ -181,74 +220,78 @@ def build_app(rewards: Mapping[str, Reward], settings: ServiceSettings, token: s
     # No /docs: the body is read by hand, after the token and the limits, so nothing could be generated for it.
     app = FastAPI(title="Scoring service", lifespan=scoring, openapi_url=None)
     app.state.service = service
+    if token is None:  # web sites that the user of this machine visits must not use it
+        app.add_middleware(SameSite, hosts={host, *LOOPBACK})
+    app.add_middleware(RequestIds, header=REQUEST_ID_HEADER)
     app.add_api_route("/health", service.health, methods=["GET"], response_model=None)
     app.add_api_route("/version", service.version, methods=["GET"], response_model=None)
     app.add_api_route("/score", service.score, methods=["POST"], response_model=None)
     return app
 
 
-def _parse(body: bytes) -> ScoreRequest:
+class _Unreadable(ValueError):
+    """A message, or an image of one, that cannot be read."""
+
+
+def _parse(body: bytearray, max_samples: int) -> ScoreRequest:
     try:
-        return ScoreRequest.model_validate_json(body)
+        check_form(body, max_samples)
+        message = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        raise HTTPException(400, explain_validation(error)) from None
+        raise refusal(400, explain_validation(error)) from None
+    except ValueError as error:
+        raise refusal(400, str(error)) from None
+    if len(message.images) > max_samples:
+        raise refusal(
+            400,
+            f"images has {len(message.images)} entries, more than {max_samples} (max_samples of the service): send "
+            "fewer samples at a time.",
+        )
+    return message
 
 
-def _decode(message: ScoreRequest, max_pixels: int) -> list[Sample]:
-    images = decode_images(message.images, max_pixels=max_pixels)
-    left = max_pixels - sum(image.shape[1] * image.shape[2] for image in images)
-    sources = decode_images(message.sources, max_pixels=left, field="sources") if message.sources else None
+def _count_pixels(message: ScoreRequest, most: int) -> int:
+    try:
+        images = count_pixels(message.images)
+        check_pixels(images, most)
+        sources = count_pixels(message.sources, field="sources") if message.sources else 0
+        check_pixels(images + sources, most, "images and sources")
+    except ValueError as error:
+        raise _Unreadable(str(error)) from None
+    return images + sources
+
+
+def _decode(message: ScoreRequest, most: int) -> list[Sample]:
+    try:
+        images = decode_images(message.images, max_pixels=most)
+        sources = decode_images(message.sources, max_pixels=most, field="sources") if message.sources else None
+    except ValueError as error:
+        raise _Unreadable(str(error)) from None
     return [
         Sample(image=image, prompt=prompt, category=category, source=sources[i] if sources else None)
         for i, (image, prompt, category) in enumerate(zip(images, message.prompts, message.categories, strict=True))
     ]
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, if it is not larger than `limit` bytes, whatever its header says of its length."""
-    too_large = HTTPException(413, f"The body is larger than {limit / 2**20:g} MiB: send fewer samples a request.")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
-        await _drain(request)
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    break
-    except TimeoutError:
-        raise HTTPException(408, f"The body did not arrive in {BODY_TIMEOUT_S:g} s.") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "The connection closed before the body was complete.") from None
-    if len(body) > limit:
-        await _drain(request)
-        raise too_large
-    return bytes(body)
+def _answer_for(error: Exception, message: ScoreRequest, request_id: str) -> HTTPException:
+    """The answer for what scoring raised; a client tries again after 500 and after nothing else."""
+    cause = error.__cause__
+    if isinstance(cause, ValueError):  # samples that are none of the reward's, such as edits without a source
+        return refusal(400, f"Reward '{message.reward}' refuses these samples: {cause}")
+    count = len(message.images)
+    logger.error("Request %s: scoring %d samples failed: %s", request_id, count, error, exc_info=cause or error)
+    return refusal(422 if isinstance(error, ContractBroken) else 500, f"Scoring failed: {error}")
 
 
-async def _drain(request: Request) -> None:
-    """Throw away what the client still sends, within bounds."""
-    thrown = 0
-    with contextlib.suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            while thrown < DRAIN_BYTES:
-                message = await request.receive()
-                thrown += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-
-
-async def _unless_gone(request: Request, scoring: Awaitable[list[float]]) -> list[float]:
-    """The scores, unless the client goes first: a client that gave up asks again, and must not be scored twice."""
+async def _unless_gone(request: Request, scoring: Awaitable[T]) -> T:
+    """The answer, unless the client goes first: a client that gave up asks again, and must not be scored twice."""
     task = asyncio.ensure_future(scoring)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise HTTPException(400, "The client closed the connection.")
+        raise refusal(400, "The client closed the connection.")
     finally:
         gone.cancel()
         task.cancel()

@@ -13,6 +13,7 @@ from torch import Tensor
 from flow_rl.batches import labels
 from flow_rl.flow.advantages import effective_weights
 from flow_rl.rewards import Reward
+from flow_rl.rewards.asking import statistics_of
 from flow_rl.rewards.composite import weighted_mean
 from flow_rl.rl.iteration import Iteration
 
@@ -65,7 +66,7 @@ def reward_metrics(rewards: Mapping[str, Reward], iteration: Iteration) -> dict[
             asked = torch.ones_like(asked)
         column = scores[asked, k]
         found = {"mean": column.nanmean().item(), "masked": column.isnan().float().mean().item()}
-        found |= group_statistics(column, groups[asked]) | reward.statistics()
+        found |= group_statistics(column, groups[asked]) | statistics_of(reward, name)
         values |= {f"reward/{name}/{key}": value for key, value in found.items()}
     values |= {f"category/{key}": value for key, value in means_by_label(weighted, names).items()}
     if len(set(iteration.tasks)) > 1:

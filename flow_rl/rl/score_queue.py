@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from flow_rl.rewards import Reward, Samples
+from flow_rl.rewards.asking import Received, call, submit
 from flow_rl.rewards.background import AsyncReward
 from flow_rl.rl.objectives import Rollout
 from flow_rl.rl.phases import PhaseClock
-from flow_rl.rl.scoring import checked, samples_of
+from flow_rl.rl.scoring import samples_of
 
 
 class ScoreQueue:
@@ -40,7 +41,7 @@ class ScoreQueue:
     def __init__(self, rewards: Mapping[str, Reward], asks: Callable[[str, str], bool], clock: PhaseClock) -> None:
         self.rewards, self.asks, self.clock = rewards, asks, clock
         self.rollouts: list[Rollout] = []
-        self._columns: list[dict[str, Future[Tensor] | Tensor]] = []
+        self._columns: list[dict[str, Future[Tensor] | Received]] = []
         self._lock = threading.Lock()
         self._futures: list[Future[Tensor]] = []
         self._failure: BaseException | None = None
@@ -80,17 +81,17 @@ class ScoreQueue:
         for rollout, columns in zip(self.rollouts, self._columns, strict=True):
             yield rollout, self._join(columns, len(rollout))
 
-    def _submit(self, samples: Samples, asked: Collection[str]) -> dict[str, Future[Tensor] | Tensor]:
+    def _submit(self, samples: Samples, asked: Collection[str]) -> dict[str, Future[Tensor] | Received]:
         """Begin to score."""
-        columns: dict[str, Future[Tensor] | Tensor] = {}
+        columns: dict[str, Future[Tensor] | Received] = {}
         with self.clock.phase("reward"):
             for name in asked:  # the asynchronous ones first: they score while the others do
                 reward = self.rewards[name]
                 if isinstance(reward, AsyncReward):
-                    columns[name] = self._watched(name, reward.submit(samples))
+                    columns[name] = self._watched(name, submit(reward, samples, name))
             for name in asked:
                 if name not in columns:
-                    columns[name] = self.rewards[name].score(samples)
+                    columns[name] = call(self.rewards[name], samples, name)
             if self._failure is not None:
                 raise self._failure
         return columns
@@ -116,17 +117,15 @@ class ScoreQueue:
             error.add_note(f"Raised while reward '{name}' was scoring.")
             self.cancel()
 
-    def _join(self, columns: Mapping[str, Future[Tensor] | Tensor], count: int) -> Tensor:
+    def _join(self, columns: Mapping[str, Future[Tensor] | Received], count: int) -> Tensor:
         joined = []
         with self.clock.phase("reward_wait"):
             for name in self.rewards:
                 column = columns.get(name)
-                if isinstance(column, Future):
-                    column = self._result(column)
-                joined.append(torch.full((count,), torch.nan) if column is None else checked(name, column, count))
+                joined.append(torch.full((count,), torch.nan) if column is None else self._result(column))
         return torch.stack(joined, dim=1)
 
-    def _result(self, future: Future[Tensor]) -> Tensor:
+    def _result(self, future: Future[Tensor] | Received) -> Tensor:
         try:
             return future.result()
         except CancelledError:

@@ -14,10 +14,7 @@ from torch import Tensor
 from flow_rl.batches import Prompts
 from flow_rl.distributed.shares import Share, raised_everywhere
 from flow_rl.rewards import Reward, Samples
-from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN
-
-#: rounding that a score may show beyond the scale
-_TOLERANCE = 1e-4
+from flow_rl.rewards.asking import ask
 
 
 def samples_of(prompts: Prompts, images: Tensor) -> Samples:
@@ -25,22 +22,27 @@ def samples_of(prompts: Prompts, images: Tensor) -> Samples:
     return Samples(images=images, prompts=prompts.texts, categories=prompts.categories, sources=prompts.sources)
 
 
-def score_all(rewards: Mapping[str, Reward], samples: Samples) -> Tensor:
+def score_all(rewards: Mapping[str, Reward], samples: Samples, section: str = "model.rewards") -> Tensor:
     """Raw scores (N, K) in the rewards' order, NaN where one could not score a sample.
 
+    Args:
+        rewards: by name, K of them.
+        samples: N of them.
+        section: of the config that names the rewards, for messages.
+
     Raises:
-        ValueError: a reward that broke its contract (shape, or a number outside [1, 5]).
+        RunStopped: see `flow_rl.rewards.asking.ask`.
     """
-    columns = [checked(name, reward.score(samples), len(samples)) for name, reward in rewards.items()]
+    columns = [ask(reward, samples, name, section=section) for name, reward in rewards.items()]
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(samples), 0)
 
 
-def score_safely(rewards: Mapping[str, Reward], samples: Samples) -> Tensor:
+def score_safely(rewards: Mapping[str, Reward], samples: Samples, section: str = "model.monitors") -> Tensor:
     """What `score_all` gives, for rewards that are only watched: where one raises, it warns, and the scores are NaN."""
     columns = []
     for name, reward in rewards.items():
         try:
-            columns.append(checked(name, reward.score(samples), len(samples)))
+            columns.append(ask(reward, samples, name, section=section))
         except Exception as error:  # whatever it is, monitoring must not end a run
             warnings.warn(f"Reward '{name}' is for monitoring only, its scores are NaN: {error}", stacklevel=2)
             columns.append(torch.full((len(samples),), torch.nan))
@@ -79,26 +81,3 @@ def score_share(
             repeated = prompts.select(list(range(share.own))).repeat_interleave(members)
             scores[: len(repeated)] = score(scorers, samples_of(repeated, images[: len(repeated)]))
     return share.gather(scores)
-
-
-def checked(name: str, scores: Tensor, count: int) -> Tensor:
-    """A reward's scores as float32 (N,) on the CPU.
-
-    Args:
-        name: of the reward.
-        scores: what it returned.
-        count: N.
-
-    Raises:
-        ValueError: the reward broke its contract (shape, or a number outside [1, 5]).
-    """
-    scores = scores.detach().float().cpu()
-    if scores.shape != (count,):
-        raise ValueError(f"Reward '{name}' returned shape {tuple(scores.shape)} for {count} samples.")
-    finite = scores[~scores.isnan()]
-    if finite.numel() and (finite.min() < SCORE_MIN - _TOLERANCE or finite.max() > SCORE_MAX + _TOLERANCE):
-        raise ValueError(
-            f"Reward '{name}' returned scores from {finite.min():.3f} to {finite.max():.3f}; the scale is 1..5. "
-            "A sample that cannot be scored must be NaN."
-        )
-    return scores

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningModule
 
 from flow_rl.models.tiny.qwen_image_21 import build_pipeline, build_transformer
-from flow_rl.rl.scoring import checked
+from flow_rl.rewards.contract import in_range
 from tests.pretended import wait_table
 from tests.pretended.cases import TEXTS, Cases, names
 from tests.pretended.device import pretended_cuda
@@ -79,13 +79,13 @@ def test_waits_that_are_new_are_told_with_their_lines() -> None:
     with pretended_cuda() as state:
         scores = torch.ones(2, device="cuda")
         state.on_wait = recorder
-        checked("toy", scores, 2)
+        in_range(scores)
     row = wait_table.row_of(recorder.counts)
-    assert row == {"reward": {"libraries": 0, "project": {"d2h: flow_rl/rl/scoring.py checked": 1}}}
+    assert row == {"reward": {"libraries": 0, "project": {"d2h: flow_rl/rewards/contract.py in_range": 1}}}
     assert wait_table.differences(recorder.counts, row) == []
     (told,) = wait_table.differences(recorder.counts, {})
-    assert told.startswith("reward: d2h: flow_rl/rl/scoring.py checked: 1 waits, 0 in the table. Now at: ")
-    assert "flow_rl/rl/scoring.py:" in told
+    assert told.startswith("reward: d2h: flow_rl/rewards/contract.py in_range: 1 waits, 0 in the table. Now at: ")
+    assert "flow_rl/rewards/contract.py:" in told
     (told,) = wait_table.differences(Counter(), row)  # fewer: the table must not allow them to come back
     assert "0 waits, 1 in the table" in told
     library = {"reward": {"libraries": 3, "project": row["reward"]["project"]}}

@@ -133,7 +133,7 @@ def test_edits_show_their_source(folders, votes):
     ballot = Ballot(*folders, votes, sources={1003: source})
     shown = [token for token in ballot.open() if ballot.has_source(token)]
     assert len(shown) == 1
-    assert ballot.image(shown[0], "source") == source.read_bytes()
+    assert ballot.image(shown[0], "source") == (source.read_bytes(), "image/png")
 
 
 def test_bad_folders_are_named(folders, votes, tmp_path):

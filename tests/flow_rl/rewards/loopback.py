@@ -16,6 +16,7 @@ import uvicorn
 from torch import Tensor
 
 from flow_rl.rewards import Reward, Samples
+from flow_rl.rewards.connections import ConnectionLimits, server_of
 from flow_rl.rewards.endpoint import EndpointSettings
 from flow_rl.rewards.service import ServiceSettings, build_app
 
@@ -72,11 +73,14 @@ def uint8_samples(count: int, *, size: tuple[int, int] = (6, 5), edit: bool = Fa
 
 @contextlib.contextmanager
 def serving(
-    rewards: dict[str, Reward], token: str | None = None, **settings: float
+    rewards: dict[str, Reward],
+    token: str | None = None,
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008
+    **settings: float,
 ) -> Iterator[tuple[str, uvicorn.Server]]:
     """The real service, in a thread, on a free port."""
     app = build_app(rewards, ServiceSettings(**settings), token)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+    server = server_of(app, limits, port=0, log_level="critical", timeout_graceful_shutdown=1)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

@@ -241,7 +241,7 @@ def test_other_bodies_names_and_methods() -> None:
     ("prompt", "status", "words"),
     [
         ("raise", 500, "RuntimeError: CUDA is on fire"),
-        ("short", 500, r"shape \(2,\) for 1 samples"),
+        ("short", 422, r"shape \(2,\) for 1 samples"),
         ("refuse", 400, "refuses these samples: no source images"),
     ],
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.background import AsyncReward
 from flow_rl.rewards.composite import CompositeReward, Part
+from flow_rl.rewards.contract import ScoringRaised
 from flow_rl.rewards.faults import FaultPolicy, GuardedReward, RewardFailure, select
 from tests.flow_rl.rewards.loopback import Corner, uint8_samples
 
@@ -92,8 +93,9 @@ def test_monitoring_turns_errors_and_shares_into_warnings() -> None:
 
 
 def test_errors_of_a_reward_are_its_own() -> None:
-    with pytest.raises(IndexError):
+    with pytest.raises(ScoringRaised, match="'listed' raised IndexError: pop from empty list") as caught:
         GuardedReward(Listed(), "listed").score(samples(2))
+    assert isinstance(caught.value.__cause__, IndexError)
     with pytest.raises(ValueError, match=r"shape \(1,\) for 2 samples"):
         GuardedReward(Listed([1.0]), "listed").score(samples(2))
 
