@@ -26,12 +26,14 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from cli.config_stack import expand, settings_only
 from cli.errors import explain_instantiation, explain_parsing
+from cli.literal_text import LiteralParser, finished, install
 from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture
-from cli.start_checks import check_checkpoint, check_seed, check_writable
+from cli.start_checks import check_checkpoint, check_name, check_seed, check_writable
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.errors import RunStopped, SettingError, refuse
 from strategies import AtomicCheckpointIO
@@ -45,12 +47,11 @@ TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
 BATCH_FUNCTIONS = {"advance", "_evaluation_step", "_predict_step"}
 
 
-class StrictParser(LightningArgumentParser):
-    """Takes no abbreviation for a name, and remembers which file an error came from."""
+class StrictParser(LiteralParser, LightningArgumentParser):
+    """Reads files as they were written, takes callbacks by name, and remembers which file an error came from."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # A misspelt name that happens to be the beginning of another would silently set that one.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **kwargs)
         self.callbacks: list[str] = []
 
     def add_callbacks(self, names: list[str]) -> None:
@@ -60,8 +61,8 @@ class StrictParser(LightningArgumentParser):
             self.add_subclass_arguments(Callback, f"callbacks.{name}", fail_untyped=False, required=False)
 
     @override
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        return super().parse_string(settings_only(content, self.callbacks), *args, **kwargs)
+    def settings_in(self, tree: Any) -> Any:
+        return settings_only(tree, self.callbacks)
 
     @override
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,10 +117,14 @@ class FlowCLI(LightningCLI):
         self._subcommand_parsers[subcommand].add_callbacks(callback_names(expanded))
         try:
             super().parse_arguments(parser, expanded)
-        except (ArgumentError, ValueError) as error:
+        except SettingError:
+            raise
+        except (ArgumentError, ValueError, OmegaConfBaseException) as error:
             known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
             raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
+        finished(self.config)
         config = self.config[self.config.subcommand]
+        check_name(config.run.name)
         check_seed(config.run.seed)
         refuse_mixture(config)
 
@@ -245,7 +250,7 @@ def _run(cli: type[FlowCLI], args: list[str] | None) -> FlowCLI:
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
         parser_class=StrictParser,
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_kwargs={"exit_on_error": False},
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=args,
@@ -262,6 +267,7 @@ def main(args: list[str] | None = None) -> None:
     # The texts of settings are read from the sources of their classes, which takes seconds: only where they are shown.
     shown = any(argument == "-h" or "help" in argument or "print_config" in argument for argument in given)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=shown)
+    install()
     _quiet()
     end_with_launcher()
     if message := warning_of_restarts():

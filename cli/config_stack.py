@@ -12,22 +12,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import lightning_modules
 from flow_rl.errors import SettingError
+from flow_rl.strict_yaml import Written, keys_of, load, read_text, values
 from flow_rl.suggestions import nearest_path
 
 #: the key of a file that names what comes before it; no setting, so it's in no resolved or saved config
 INCLUDE = "include"
-#: libyaml's loader is ten times faster, and a demo reads hundreds of files before its first stage
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def expand(args: Sequence[str]) -> list[str]:
     """Put every included file on the command line, and look at all files together.
 
-    Each file by itself is the parser's business, a bad one as well.
+    A file that isn't there or holds no mapping is the parser's business.
 
     Args:
         args: the command line.
@@ -36,8 +33,8 @@ def expand(args: Sequence[str]) -> list[str]:
         The command line, with `--config=FILE` of each included file before the file that includes it.
 
     Raises:
-        SettingError: an included file that isn't there or includes itself, a file that comes twice, or files of two
-            stages.
+        SettingError: a file that is no YAML or says something twice, an included file that isn't there or includes
+            itself, a file that comes twice, or files of two stages.
     """
     expanded, files, rest = [], [], iter(args)
     for argument in rest:
@@ -57,41 +54,55 @@ def expand(args: Sequence[str]) -> list[str]:
     return expanded
 
 
-def content_of(path: str) -> Mapping[str, Any]:
-    """What a file holds; nothing for one that can't be read or holds no mapping, which the parser refuses."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
+def content_of(path: str) -> dict[str, Any]:
+    """What a file holds; nothing for one that isn't there or holds no mapping, which the parser refuses.
+
+    Raises:
+        SettingError: no YAML, or equal keys in a mapping.
+    """
+    if not Path(path).is_file():
         return {}
+    content = load(path)
     return content if isinstance(content, dict) else {}
 
 
-def settings_only(text: str, callbacks: Sequence[str]) -> str:
-    """The text of a file as the parser takes it: without `include`, and `callbacks: null` as a null for every name.
+def settings_only(tree: Any, callbacks: Sequence[str]) -> Any:
+    """A file's content as the parser takes it: without `include`, and `callbacks: null` as a null for every name.
 
     Args:
-        text: of the file. One that needs no change comes back as it is, so that messages have its lines.
+        tree: as `flow_rl.strict_yaml.parse` gives it.
         callbacks: names of all callbacks of the stack.
     """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    emptied = isinstance(content, dict) and content.get("callbacks", ()) is None
-    if not isinstance(content, dict) or not (emptied or INCLUDE in content):
-        return text
-    content.pop(INCLUDE, None)
-    if emptied:
-        content.pop("callbacks")
-        content |= {"callbacks": dict.fromkeys(callbacks)} if callbacks else {}
-    return yaml.safe_dump(content, sort_keys=False)
+    if not isinstance(tree, dict):
+        return tree
+    settings = {key: value for key, value in tree.items() if key != INCLUDE}
+    if "callbacks" in settings and values(settings["callbacks"]) is None:
+        del settings["callbacks"]
+        settings |= {"callbacks": dict.fromkeys(callbacks)} if callbacks else {}
+    return settings
+
+
+def _refuse_settings_twice(path: str) -> None:
+    """A setting may be written in two ways in one file, as a key with dots and inside of a mapping."""
+    seen: dict[tuple[str, ...], Written] = {}
+    for key in keys_of(read_text(path), path):
+        # init_args may be left out, and a "+" adds to a list, which several lines may do
+        place = tuple(part for part in ".".join(key.path).split(".") if part != "init_args")
+        before = seen.setdefault(place, key)
+        if before.path != key.path and (before.leaf or key.leaf):
+            raise SettingError(
+                f"{path}:{key.line}: {'.'.join(place)} is set here and on line {before.line}. Leave one of the two out."
+            )
 
 
 def _with_included(path: str, including: tuple[str, ...] = ()) -> Iterator[str]:
     """A file after those that it includes, at any depth."""
     if path in including:
         raise SettingError(f"{' includes '.join((*including, path))}: a file can't come before itself.")
-    named = content_of(path).get(INCLUDE) or []
+    content = content_of(path)
+    if content:
+        _refuse_settings_twice(path)
+    named = content.get(INCLUDE) or []
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise SettingError(f"{path}: include must be a path or a list of paths, received '{named}'.")

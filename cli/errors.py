@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from flow_rl.errors import SettingError
+from flow_rl.strict_yaml import line_of, read_text
 from flow_rl.suggestions import nearest
 
 SUBCOMMANDS = (*LightningCLI.subcommands(), "curate", "doctor")
@@ -64,11 +64,21 @@ def explain_parsing(error: BaseException, known: Sequence[str]) -> str:
     chain = list(_causes(error))
     config = next((link.config_file for link in chain if hasattr(link, "config_file")), None)
     try:
-        message = _bad_yaml(chain) or _bad_interpolation(chain, known) or _bad_setting(str(error), known)
+        message = _bad_interpolation(chain, known) or _bad_setting(str(error), known)
     except Exception:  # a text that isn't understood must not hide the error itself
         message = None
     message = message or _shortest(str(error))
-    return message if config is None or message.startswith("No file") else f"{config}: {message}"
+    return message if config is None or message.startswith("No file") else f"{_line(config, message)}: {message}"
+
+
+def _line(config: str, message: str) -> str:
+    """The file with the line of the setting that a message is about, where it can be told."""
+    setting = re.match(r"([\w.]+)", message)
+    unknown = re.search(r"has no (?:setting|class) '([^']+)'", message)
+    path = [] if setting is None or message.startswith("The run has") else setting[1].strip(".").split(".")
+    path += unknown[1].split(".") if unknown else []
+    line = line_of(read_text(config), config, path) if path else None
+    return config if line is None else f"{config}:{line}"
 
 
 def explain_instantiation(error: BaseException) -> str | None:
@@ -80,23 +90,21 @@ def explain_instantiation(error: BaseException) -> str | None:
     return _shortest(str(cause)) if refused else None
 
 
-def _bad_yaml(chain: list[BaseException]) -> str | None:
-    fault = next((link for link in chain if isinstance(link, yaml.MarkedYAMLError)), None)
-    if fault is None or fault.problem_mark is None:
-        return None
-    mark = fault.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1} is not valid YAML: {fault.problem}."
-
-
 def _bad_interpolation(chain: list[BaseException], known: Sequence[str]) -> str | None:
     fault = next((link for link in chain if isinstance(link, OmegaConfBaseException)), None)
     if fault is None:
         return None
+    setting = _without_subcommand(fault.full_key or "A setting")
+    if isinstance(fault, GrammarParseError):
+        return (
+            f"{setting} holds '${{', which begins a reference like ${{run.dir}}, but none that can be read. Write "
+            "\\${ for the two characters themselves."
+        )
     match = re.search(r"Interpolation key '\.*([^']+)' not found(?: \(resolved to '([^']+)'\))?", str(fault))
     if match is None:
-        return _shortest(str(fault).splitlines()[0])
+        return f"{setting} holds a reference that can't be resolved: {_shortest(str(fault).splitlines()[0])}."
     name = _without_subcommand(match[2] or match[1])
-    return f"{_without_subcommand(fault.full_key)} refers to ${{{name}}}: {_unknown(Place(), name, known)}"
+    return f"{setting} refers to ${{{name}}}: {_unknown(Place(), name, known)}"
 
 
 def _bad_setting(text: str, known: Sequence[str]) -> str | None:
@@ -117,6 +125,10 @@ def _message(place: Place, line: str, known: Sequence[str]) -> str | None:
         return _unknown(place, f"{match[1]}.{match[2]}", known)
     if match := re.search(r"Option '([^']+)' is not accepted", line):
         return _unknown(place, match[1], known)
+    if match := re.search(r"\w+ must be a mapping of settings, received .*", line):
+        return match[0]
+    if match := re.search(r"'[^']+' appears twice in one mapping", line):
+        return f"{place.key}: {match[0]}. Only one would count: remove or rename one of them."
     if match := re.search(r"unrecognized arguments: (\S+)", line):
         if match[1].startswith("-"):
             return _unknown(place, match[1].lstrip("-").split("=")[0].rstrip("+"), known)
@@ -214,8 +226,9 @@ def _wrong_type(text: str, places: list[tuple[Place, str]]) -> str:
         kinds.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
     if "a number" in kinds:  # where a tensor would do as well
         kinds = [kind for kind in kinds if kind != PLAIN_TYPES[TENSOR]]
+    shown = "null" if received == "None" else f"'{received or '':.80}'"
     expected = " or ".join(k for k in dict.fromkeys(kinds) if k != "null" or len(kinds) == 1)
-    return f"{key} must be {expected}, received '{received or '':.80}'.{nearest(received or '', choices)}"
+    return f"{key} must be {expected}, received {shown}.{nearest(received or '', choices)}"
 
 
 def settings_of(class_path: str) -> list[str]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning import Callback
 
 from cli.config_stack import content_of
 from flow_rl.errors import SettingError
+from flow_rl.strict_yaml import YamlError, parse, values
 from flow_rl.suggestions import nearest
 
 OPTION = "--callbacks."
@@ -100,8 +100,8 @@ def _sections(args: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _parsed(value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return values(parse(value, OPTION))
+    except YamlError:
         return value
 
 

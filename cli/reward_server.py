@@ -17,8 +17,9 @@ import sys
 
 import torch
 from fastapi import FastAPI
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, set_parsing_settings
 
+from cli.literal_text import LiteralParser, finished, install
 from flow_rl.rewards.base import Reward
 from flow_rl.rewards.connections import server_of
 from flow_rl.rewards.service import ServiceSettings, build_app
@@ -79,14 +80,13 @@ def main(args: list[str] | None = None) -> None:
         args: the command line; None for the process's own.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="python -m cli.reward_server", parser_mode="omegaconf+", exit_on_error=False, allow_abbrev=False
-    )
+    install()
+    parser = LiteralParser(prog="python -m cli.reward_server", exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; several stack, later ones win")
     parser.add_function_arguments(serve)
     known = list(parser.get_defaults().keys(branches=True))
     try:
-        config = parser.parse_args(args)
+        config = finished(parser.parse_args(args))
         settings = parser.instantiate_classes(config)
         settings.pop("config", None)
         serve(**settings)

@@ -10,6 +10,19 @@ from flow_rl.errors import SettingError
 from strategies.checkpoint_files import is_complete
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a run without a folder of its own.
+
+    Raises:
+        SettingError: an empty name, or one that leads to run.dir itself or out of it.
+    """
+    parts = Path(name or "").parts
+    if not parts or ".." in parts or Path(name or "").is_absolute():
+        raise SettingError(
+            f"run.name is '{name or ''}'; it must name a folder below run.dir. Set run.dir for another place."
+        )
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed before numpy does, which would not name the setting.
 

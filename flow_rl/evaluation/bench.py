@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from flow_rl.evaluation.statistics import Interval, bootstrap_mean, paired_gain
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN
+from flow_rl.strict_yaml import parse, read_text
 from flow_rl.suggestions import nearest
 
 OVERALL = "overall"
@@ -62,8 +62,8 @@ class BenchTree:
             ValueError: a file that is missing or has another shape.
         """
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            tree = parse(read_text(path), str(path))
+        except OSError as error:
             raise ValueError(f"Cannot read the bench '{path}': {error}.") from None
         if not isinstance(tree, dict) or not all(_is_pillar(levels) for levels in tree.values()):
             raise ValueError(f"'{path}' must map pillars to second levels to lists of scores; received {tree!r:.200}.")

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
+from flow_rl.strict_yaml import Scalar, parse, read_text
 from flow_rl.suggestions import nearest
 
 RUBRIC_DIRECTORY = Path(__file__).parent / "rubrics"
@@ -93,11 +92,7 @@ class Rubric:
                 f"No rubric '{name_or_path}'.{hint} Shipped are {', '.join(known)}; give the path of a .yaml file for "
                 "one of your own."
             )
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from None
-        return cls.from_dict(content, where=f"'{path}'")
+        return cls.from_dict(parse(read_text(path), str(path)), where=f"'{path}'")
 
     @classmethod
     def from_dict(cls, content: Any, *, where: str) -> Rubric:
@@ -116,12 +111,15 @@ class Rubric:
         for key in content:
             if key not in known:
                 raise ValueError(f"{where}: unknown key '{key}'.{nearest(str(key), known)}")
+        content = dict(content)
         kinds: dict[str, type | tuple[type, ...]] = {
             "name": str, "version": int, "task": str, "text": str,
             "reasoning_hint": str, "cap_phrase": (str, type(None)), "cap_score": (int, float, type(None)),
         }  # fmt: skip
         for key, kind in kinds.items():
             if key in content:
+                content[key] = str(content[key]) if kind is str and isinstance(content[key], str) else content[key]
+                content[key] = content[key].value if isinstance(content[key], Scalar) else content[key]
                 if not isinstance(content[key], kind):
                     raise ValueError(f"{where}: '{key}' has the wrong type, received {content[key]!r:.60}.")
             elif key in known[:4]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from typing_extensions import override
 
 from flow_rl.rl.reward_weights import WeightSource, check_shares
+from flow_rl.strict_yaml import load
 from flow_rl.suggestions import nearest
 
 #: the row of categories that have none of their own
@@ -135,10 +135,7 @@ def read_rows(source: str | Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(
             f"No weight table '{source}'.{near} `train.py curate --curation.propose={source}` suggests one."
         )
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{source}' is no YAML: {error}.") from None
+    rows = load(path)
     if not isinstance(rows, dict) or not rows:
         raise ValueError(f"'{source}' must map categories to weights by reward; received {rows!r:.80}.")
     return rows

@@ -172,13 +172,13 @@ def test_bad_option_is_one_message_before_any_model(case, capsys, tiny_path, tmp
 
 GRPO = "model:\n  class_path: lightning_modules.GRPOPolicy\n  init_args:\n    "
 FILES = {
-    "syntax": ("run: {}\na: [1, 2\nb: 3\n", "bad.yaml: line 3, column 2 is not valid YAML"),
+    "syntax": ("run: {}\na: [1, 2\nb: 3\n", "bad.yaml:3: not valid YAML (column 2)"),
     "empty": ("", "bad.yaml: expected lines of 'name: value'"),
     "no mapping": ("just text\n", "received 'just text'"),
     "top level": ("modle:\n  x: 3\n", "no setting 'modle'", "'model'"),
     "trainer": ("trainer: {max_step: 3}\n", "trainer has no setting 'max_step'", "'max_steps'"),
-    "model": (GRPO + "image_siz: 3\n", "bad.yaml: model (lightning_modules.GRPOPolicy)", "'image_size'"),
-    "record": (GRPO + "rollout: {guidance: {scall: 3}}\n", "bad.yaml: model.rollout.guidance", "'scale'"),
+    "model": (GRPO + "image_siz: 3\n", "bad.yaml:4: model (lightning_modules.GRPOPolicy)", "'image_size'"),
+    "record": (GRPO + "rollout: {guidance: {scall: 3}}\n", "bad.yaml:4: model.rollout.guidance", "'scale'"),
     "reward": (
         GRPO
         + "rewards: {alignment: {class_path: demo.scorers.rewards.AttributeReward, init_args: {verifir: judge}}}\n",
@@ -190,7 +190,7 @@ FILES = {
         "has no class 'GRPOPolcy'",
         "GRPOPolicy'",
     ),
-    "mapping": (GRPO + "rewards: 3\n", "bad.yaml: model.rewards must be a mapping, received '3'"),
+    "mapping": (GRPO + "rewards: 3\n", "bad.yaml:4: model.rewards must be a mapping, received '3'"),
     "list": ("model: [1]\n", "model must be a class path of a LightningModule"),
     "fraction": ("trainer: {max_steps: 1.5}\n", "trainer.max_steps must be an integer, received '1.5'"),
     "choice": (GRPO + "objective: {class_path: flow_rl.rl.objectives.Guraded}\n", "has no class 'Guraded'", "Guarded'"),
@@ -200,7 +200,7 @@ FILES = {
         "'ema'",
     ),
     "callback to take out": ("callbacks: {prob: null}\n", "bad.yaml: there is no callback 'prob'", "'probe'"),
-    "callback's setting": ("callbacks: {ema: {init_args: {deca: 0.9}}}\n", "bad.yaml: callbacks.ema", "'decay'"),
+    "callback's setting": ("callbacks: {ema: {init_args: {deca: 0.9}}}\n", "bad.yaml:1: callbacks.ema", "'decay'"),
     "list of callbacks": ("callbacks: [callbacks.Preemption]\n", "bad.yaml: callbacks must be a mapping of names"),
     "included file": ("include: missing.yaml\n", "bad.yaml includes 'missing.yaml', but there is no file"),
     "circle": ("include: bad.yaml\n", "bad.yaml: a file can't come before itself"),

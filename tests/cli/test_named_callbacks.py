@@ -164,10 +164,10 @@ def test_a_mistake_in_an_included_file_names_that_file(capsys, tiny_path, tmp_pa
     (tmp_path / "base.yaml").write_text(f"model: {model}\n")
     (tmp_path / "mine.yaml").write_text("include: base.yaml\n")
     text = complaint(capsys, good(tiny_path, tmp_path, f"--config={tmp_path}/mine.yaml"))
-    assert "base.yaml: model (lightning_modules.GRPOPolicy) has no setting 'image_siz'" in text
+    assert "base.yaml:1: model (lightning_modules.GRPOPolicy) has no setting 'image_siz'" in text
     (tmp_path / "base.yaml").write_text("run: {}\na: [1, 2\nb: 3\n")
     text = complaint(capsys, good(tiny_path, tmp_path, f"--config={tmp_path}/mine.yaml"))
-    assert "base.yaml: line 3, column 2 is not valid YAML" in text
+    assert "base.yaml:3: not valid YAML (column 2)" in text
 
 
 def test_a_stage_behind_what_changes_it_is_refused() -> None:

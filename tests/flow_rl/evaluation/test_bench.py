@@ -127,7 +127,7 @@ def test_models_must_share_their_prompts():
         ("alignment: {objects: []}", "must map pillars"),
         ("a: {b: [x]}\nc: {d: [x]}", r"\['x'\] stand in several places"),
         ("overall: {b: [x]}", "none called 'overall'"),
-        ("a: [", "Cannot read the bench"),
+        ("a: [", r"tree.yaml:\d: not valid YAML"),
     ],
 )
 def test_bad_trees_are_named(tmp_path, text, message):
