@@ -9,6 +9,7 @@ from callbacks.phase_timer import PhaseTimer
 from callbacks.preemption import Preemption
 from callbacks.progress import PhaseProgressBar
 from callbacks.range_filter import RewardRangeFilter
+from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.sample_grids import SampleGrids
 from callbacks.scored_examples import ScoredExamples
 from callbacks.tensorboard_layout import TensorBoardLayout
@@ -24,6 +25,7 @@ __all__ = [
     "PhaseTimer",
     "Preemption",
     "RewardRangeFilter",
+    "RunCheckpoint",
     "SampleGrids",
     "ScoredExamples",
     "TensorBoardLayout",

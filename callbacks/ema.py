@@ -41,6 +41,7 @@ class WeightEMA(Callback, Demanding):
         self._restored: dict[str, Any] | None = None
         self._last_step = 0
         self._updates = 0
+        self._swapped = False
 
     @override
     def demands(self) -> Demands:
@@ -49,7 +50,7 @@ class WeightEMA(Callback, Demanding):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.shadow = ShadowWeights(pl_module)
+        self.shadow = pl_module.average = ShadowWeights(pl_module)
         self._restore()
 
     def _restore(self) -> None:
@@ -83,13 +84,21 @@ class WeightEMA(Callback, Demanding):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.shadow is not None:
-            self.shadow.swap()
+        self._swap()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._swapped:  # a checkpoint that is saved on the way out must not take the average for the weights
+            self._swap()
+
+    def _swap(self) -> None:
         if self.shadow is not None:
             self.shadow.swap()
+            self._swapped = not self._swapped
 
     @override
     def state_dict(self) -> dict[str, Any]:

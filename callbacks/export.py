@@ -2,66 +2,73 @@
 
 from __future__ import annotations
 
-import shutil
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
+from safetensors import SafetensorError
 from typing_extensions import override
 
-from callbacks.ema import WeightEMA
+from flow_rl.errors import CannotWrite
+from flow_rl.files import reason, refuse_foreign_folder, replacing
 from flow_rl.models.adapters import save_adapter
+from flow_rl.planning.demands import Demanding, Demands
 
 
-class ExportModel(Callback):
-    """Exports the EMA weights if there is a `WeightEMA`, the present weights otherwise.
+class _Export(Callback, Demanding):
+    """Writes a folder at the end of a training, and refuses at its start one that it must not replace.
 
     Args:
-        directory: where to write; an earlier export there is replaced once the new one is complete.
+        directory: where to write. Only a folder that an export of this project wrote is replaced, once the new one is
+            complete; any other is refused before training.
     """
 
     def __init__(self, directory: str) -> None:
         self.directory = Path(directory)
 
     @override
+    def demands(self) -> Demands:
+        return Demands(replaces=(self.directory,))
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
+            refuse_foreign_folder(self.directory)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with replacing(self.directory, writes=trainer.is_global_zero) as partial, averaged(trainer):
-            pl_module.export(partial)  # on every rank: sharded weights are gathered, the first rank writes
+        if trainer.fast_dev_run:
+            return
+        # On every rank: sharded weights are gathered, and the first rank writes.
+        with replacing(self.directory, writes=trainer.is_global_zero) as partial, averaged(pl_module), _named(partial):
+            self.write(pl_module, partial)
+
+    @abstractmethod
+    def write(self, pl_module: LightningModule, path: Path) -> None:
+        """Write into an empty folder; every rank calls it."""
 
 
-def averaged(trainer: Trainer) -> AbstractContextManager[None]:
-    """Inside, the module computes with its EMA, if there is a `WeightEMA`."""
-    shadows = [c.shadow for c in trainer.callbacks if isinstance(c, WeightEMA) and c.shadow is not None]
-    return shadows[0].applied() if shadows else nullcontext()
-
-
-@contextmanager
-def replacing(directory: Path, *, writes: bool) -> Iterator[Path]:
-    """A directory to write into, which takes the place of `directory` once the block is through.
+class ExportModel(_Export):
+    """Exports the EMA weights if there is a `WeightEMA`, the present weights otherwise.
 
     Args:
-        directory: the final one; what is there stays until then.
-        writes: whether this process is the one that writes; the others are only told the name.
+        directory: where to write. Only a folder that an export of this project wrote is replaced, once the new one is
+            complete; any other is refused before training.
     """
-    partial = directory.with_name(directory.name + ".partial")
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    if writes:
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+
+    @override
+    def write(self, pl_module: LightningModule, path: Path) -> None:
+        pl_module.export(path)
 
 
-class ExportAdapter(Callback):
+class ExportAdapter(_Export):
     """Writes the LoRA of the module's transformer in diffusers' layout; its EMA if there is a `WeightEMA`.
 
     Args:
-        directory: where to write; an earlier adapter there is replaced once the new one is complete.
+        directory: see `ExportModel`.
     """
-
-    def __init__(self, directory: str) -> None:
-        self.directory = Path(directory)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -70,8 +77,23 @@ class ExportAdapter(Callback):
                 "callbacks.ExportAdapter has no adapter to write: model.lora is not set. Set it, or use "
                 "callbacks.ExportModel, which writes all weights."
             )
+        super().setup(trainer, pl_module, stage)
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with replacing(self.directory, writes=trainer.is_global_zero) as partial, averaged(trainer):
-            save_adapter(pl_module.model.transformer, partial)
+    def write(self, pl_module: LightningModule, path: Path) -> None:
+        save_adapter(pl_module.model.transformer, path)
+
+
+def averaged(pl_module: LightningModule) -> AbstractContextManager[None]:
+    """Inside, the module computes with the average of its weights, if it has one."""
+    average = getattr(pl_module, "average", None)
+    return nullcontext() if average is None else average.applied()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Safetensors has an error of its own for what the disk refuses."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CannotWrite(f"Can't write the export in '{path.parent}': {reason(error)}. Free space there.") from error

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from datamodules.prompts import FixedBatches
 from flow_rl.batches import Prompts
+from flow_rl.files import replace_file, writing
 from flow_rl.models.workload import Drawing
 from flow_rl.monitoring.alerts import Alert, bands_with_defaults
 from flow_rl.monitoring.hacking import Band, Finding, find_drift, find_hacking
@@ -220,10 +221,11 @@ class HackingMonitor(Callback, Demanding):
 
     def _write_alerts(self, trainer: Trainer) -> None:
         """The file says what the state says: a resumed run must not keep alerts of iterations that it does again."""
-        if not trainer.is_global_zero or not (self.alerts or self._path.exists()):
+        if trainer.fast_dev_run or not trainer.is_global_zero or not (self.alerts or self._path.exists()):
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(json.dumps(asdict(alert)) + "\n" for alert in self.alerts), encoding="utf-8")
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, "".join(json.dumps(asdict(alert)) + "\n" for alert in self.alerts).encode())
 
     def _scale_reference(self, pl_module: LightningModule) -> None:
         """Let the objective weigh its distance to the reference `kl_scale` times as configured."""

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from callbacks.run_checkpoint import RunCheckpoint
 from flow_rl.distributed.gradients import any_rank
 from strategies.checkpoint_files import SUFFIX
 
@@ -64,9 +65,14 @@ class Preemption(Checkpoint):
     ) -> None:
         if (batch_idx + 1) % self.every or not any_rank(self._asked):
             return
+        if trainer.fast_dev_run:
+            raise Preempted
         path = self._directory(trainer) / f"preempted-step={trainer.global_step}{SUFFIX}"
         earlier = [p for p in path.parent.glob(f"preempted-step=*{SUFFIX}") if p.name != path.name]
         trainer.save_checkpoint(path)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, RunCheckpoint) and callback.dirpath and Path(callback.dirpath) == path.parent:
+                callback.point_last_to(trainer, str(path))
         for old in earlier:
             trainer.strategy.remove_checkpoint(old)
         rank_zero_info(f"Preempted: saved '{path}'. Start again with --ckpt_path last.")

@@ -23,21 +23,37 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
+from callbacks.run_checkpoint import RunCheckpoint
 from cli.config_stack import expand, settings_only
-from cli.errors import explain_instantiation, explain_parsing
+from cli.errors import explain_disk, explain_instantiation, explain_parsing, refused_by_disk
 from cli.literal_text import LiteralParser, finished, install
 from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture
-from cli.start_checks import check_checkpoint, check_name, check_seed, check_writable
+from cli.run_folder import (
+    EVALUATIONS,
+    check_fit,
+    check_writable,
+    checkpoint_folders,
+    claim,
+    folder_of_evaluation,
+    keep_former_config,
+    lock,
+    redirected,
+    release,
+    settings_digest,
+)
+from cli.start_checks import check_checkpoint, check_name, check_seed
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.errors import RunStopped, SettingError, refuse
 from strategies import AtomicCheckpointIO
-from strategies.checkpoint_files import sweep
+from strategies.checkpoint_files import newest_checkpoint, sweep
+from strategies.checkpoint_reading import read_description
 from strategies.precision import allow_tf32
 from strategies.resume import checkpoint_to_resume, end_with_launcher, mark_start, restarted, warning_of_restarts
 
@@ -132,15 +148,33 @@ class FlowCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         check_checkpoint(config.get("ckpt_path"))
-        check_writable(Path(config.run.dir) / config.run.name)
-        if config.trainer.default_root_dir is None:  # else Lightning writes to wherever the command was typed
-            config.trainer.default_root_dir = str(Path(config.run.dir) / config.run.name)
+        self._choose_folder(config)
         if config.run.threads > 0:
             torch.set_num_threads(config.run.threads)
         if config.run.tf32:
             allow_tf32()
         # Denormals make a CPU step up to a hundred times slower, and round to nothing that matters.
         torch.set_flush_denormal(True)
+
+    def _choose_folder(self, config: Any) -> None:
+        """Say where this command writes: an evaluation never among the files of another command."""
+        folder = Path(config.run.dir) / config.run.name
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
+            checkpoint = newest_checkpoint(checkpoint_folders(config))
+        self._folder, self._digest = folder, settings_digest(config.as_dict(), checkpoint)
+        if self._writes_nothing(config):
+            return
+        check_writable(folder)
+        if config.trainer.default_root_dir is None:  # else Lightning writes to wherever the command was typed
+            config.trainer.default_root_dir = str(folder)
+        if self.subcommand in EVALUATIONS:
+            self._folder = folder_of_evaluation(folder, self.subcommand, self._digest)
+            if self._folder != folder:
+                redirected(config, folder, self._folder)
+
+    def _writes_nothing(self, config: Any) -> bool:
+        return bool(config.trainer.fast_dev_run)
 
     @override
     def instantiate_classes(self) -> None:
@@ -156,8 +190,16 @@ class FlowCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        callbacks = list(built_callbacks(self).values())
+        for callback in callbacks:
+            if type(callback) is ModelCheckpoint:
+                callback.__class__ = RunCheckpoint  # whatever its settings: `last.ckpt` must never stay behind
+        if self.subcommand == "fit":
+            from cli.output_checks import RoomOnDisk  # knows the generators' libraries
+
+            callbacks.append(RoomOnDisk())
         try:
-            return super().instantiate_trainer(callbacks=list(built_callbacks(self).values()), **kwargs)
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
             raise SettingError(f"trainer: {error}") from error
 
@@ -179,12 +221,45 @@ class FlowCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Tidy up after a crash, now that training is about to start, and look again at what to go on from."""
-        if rank_zero_only.rank == 0:  # one process does, before any of them saves
-            for directory in self._checkpoint_directories():
-                sweep(directory)
+        config = self.config_init[self.subcommand]
+        if rank_zero_only.rank == 0 and not self._writes_nothing(config):  # one process does, before any of them saves
+            folders = self._checkpoint_directories()
             if not restarted():
-                mark_start(self._run_directory())
+                check_fit(self._folder, folders, config.ckpt_path)
+            claim(self._folder, "fit", self._digest)
+            for directory in folders:
+                if not Path(directory).resolve().is_relative_to(self._folder.resolve()):
+                    lock(Path(directory), "ModelCheckpoint.dirpath")
+                sweep(directory)
+            keep_former_config(self._folder)
+            if not restarted():
+                mark_start(self._folder)
         self._choose_checkpoint()
+        self._examine_checkpoint()
+
+    def before_validate(self) -> None:
+        """Take the folder, and look at the checkpoint before a model loads."""
+        config = self.config_init[self.subcommand]
+        if rank_zero_only.rank == 0 and not self._writes_nothing(config):
+            claim(self._folder, self.subcommand, self._digest)
+        self._examine_checkpoint()
+
+    before_test = before_predict = before_validate
+
+    def before_curate(self) -> None:
+        """Take the file of scores."""
+        scores = Path(self.config_init[self.subcommand].curation.scores)
+        if rank_zero_only.rank == 0:
+            lock(scores.with_name(f"{scores.name}.parts"), "--curation.scores")
+
+    def _examine_checkpoint(self) -> None:
+        """Refuse a checkpoint that is damaged, or that belongs to another model, before one loads."""
+        from lightning_modules.base import TrainedModule  # both know the generators' libraries
+        from lightning_modules.checkpoint_identity import check_belongs
+
+        path = self.config_init[self.subcommand].get("ckpt_path")
+        if path is not None and isinstance(self.model, TrainedModule):
+            check_belongs(self.model, read_description(Path(path)), str(path), fits=self.subcommand == "fit")
 
     def _choose_checkpoint(self) -> None:
         config = self.config_init[self.subcommand]
@@ -192,16 +267,12 @@ class FlowCLI(LightningCLI):
             config.ckpt_path = checkpoint_to_resume(
                 self._asked_for,
                 self._checkpoint_directories(),
-                self._run_directory(),
+                self._folder,
                 restarted=self.subcommand == "fit" and restarted(),
             )
 
     def _checkpoint_directories(self) -> list[str]:
         return [c.dirpath for c in self.trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
-
-    def _run_directory(self) -> Path:
-        run = self.config_init[self.subcommand].run
-        return Path(run.dir) / run.name
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -280,8 +351,10 @@ def main(args: list[str] | None = None) -> None:
         else:
             _run(FlowCLI, args)
     except (ValueError, OSError, MisconfigurationException, RunStopped) as error:
-        stopped = isinstance(error, RunStopped)  # on purpose, whatever was running
+        stopped = isinstance(error, RunStopped) or refused_by_disk(error)  # no fault of the code, whatever was running
         if os.environ.get(TRACEBACK_VARIABLE) == "1" or (_in_a_batch(error) and not stopped):
             raise
-        print(f"error: {error}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
+        print(f"error: {explain_disk(error)}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
         sys.exit(2)
+    finally:
+        release()

@@ -10,10 +10,11 @@ from lightning.pytorch.callbacks import ProgressBar
 from callbacks.category_weights import CategoryWeightCalibration
 from datamodules.prompts import PromptDataModule, data_by_task
 from flow_rl.curation.proposal import propose_table, write_proposal
-from flow_rl.curation.report import console_table, write_report
+from flow_rl.curation.report import console_table, report_files, write_report
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.curation.selection import composite_ranges, select_prompts
 from flow_rl.curation.settings import CurationSettings
+from flow_rl.files import refuse_foreign_text
 from flow_rl.rl.reward_weights import WeightSource
 from lightning_modules import GRPOPolicy
 from lightning_modules.curation import CurationRun, task_rewards
@@ -33,6 +34,10 @@ def curate(
             "curate needs a GRPOPolicy and the prompts of one task (PromptDataModule or EditPairDataModule); received "
             f"{type(policy).__name__} and {type(datamodule).__name__}. Curate the tasks of a mixed run one by one."
         )
+    if trainer.fast_dev_run:
+        raise ValueError("trainer.fast_dev_run writes nothing, and scores are all that curate makes. Leave it out.")
+    for path in (*report_files(Path(settings.scores)), *filter(None, [settings.propose])):
+        refuse_foreign_text(path)
     source = _weight_source(trainer, policy, datamodule)
     # nothing but the progress bar: what watches training has nothing to watch here
     trainer.callbacks = [c for c in trainer.callbacks if isinstance(c, ProgressBar)]

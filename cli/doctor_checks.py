@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cli.data_checks import prompts_fit_generator
+from cli.output_checks import problems_of_outputs
 from datamodules.stream import StreamedDataModule
 from flow_rl.batches import TaskPrompts
 from flow_rl.distributed.optimizers import why_unshardable
@@ -297,6 +298,7 @@ FAULTS: tuple[Check, ...] = (
     _precision,
     _quantised_optimizer,
     prompts_fit_generator,
+    problems_of_outputs,
 )
 CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume)
 #: files that the run needs and its plan does not
@@ -310,6 +312,7 @@ OF_TRAINING = (
     _average_leaves_start,
     _stream_goes_on,
     _quantised_optimizer,
+    problems_of_outputs,
     _can_resume,
     _teachers_are_there,
     _files_of_callbacks_are_there,

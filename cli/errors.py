@@ -7,8 +7,10 @@ line of that text says what is wrong; the keys and classes around it, told by in
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from flow_rl.errors import SettingError
+from flow_rl.files import STORAGE, reason
 from flow_rl.strict_yaml import line_of, read_text
 from flow_rl.suggestions import nearest
 
@@ -277,3 +280,22 @@ def _shortest(text: str) -> str:
     lines = (line.strip().removeprefix("- ") for line in text.splitlines())
     kept = [line if len(line) <= 600 else f"{line[:600]} ..." for line in lines if not NOISE.match(line)]
     return "\n".join(kept[:4]) or "unknown error"
+
+
+def refused_by_disk(error: BaseException) -> bool:
+    """Whether a file could not be read or written: it names a path, or the disk has no room."""
+    return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+        or (error.errno in STORAGE and error.filename is not None)
+    )
+
+
+def explain_disk(error: BaseException) -> str:
+    """The message of an error; where the disk refused, with path and reason in one sentence."""
+    if not refused_by_disk(error):
+        return str(error)
+    assert isinstance(error, OSError)
+    if error.filename is None:
+        return f"The disk refused to write: {reason(error)}. Free space where the run writes (--run.dir), and resume."
+    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return f"'{path}' can't be read or written: {reason(error)}."

@@ -1,8 +1,7 @@
-"""What a run needs of its settings and of the disk, looked at before anything is built."""
+"""What a run needs of its settings, looked at before anything is built."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +45,3 @@ def check_checkpoint(path: Any) -> None:
             f"'{path}' is no complete checkpoint: its save was cut short. --ckpt_path last finds the newest that is."
         )
     raise SettingError(f"No checkpoint '{path}'. --ckpt_path takes a path, or 'last' for the newest of this run.")
-
-
-def check_writable(directory: Path) -> None:
-    """Find out now, not after an hour, that the run has nowhere to write.
-
-    Raises:
-        SettingError: the directory can't be made or written to.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SettingError(
-            f"Can't write to the run directory '{directory}' ({error.strerror}). Set --run.dir to another."
-        ) from None

@@ -48,3 +48,7 @@ def check_at_least(least: float, section: str, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise ValueError(f"{section}.{name} is {value}; it must be at least {least:g}.")
+
+
+class CannotWrite(RunStopped):
+    """The disk refused something; the message has the path, the reason and what was kept."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -15,10 +20,21 @@ from typing_extensions import override
 from flow_rl.batches import PromptData
 from flow_rl.distributed.gradients import finish_gradients, finite_everywhere, over_ranks, scale_gradients
 from flow_rl.errors import RunStopped
+from flow_rl.files import replace_file, writing
 from flow_rl.models.adapters import LoraSettings
 from flow_rl.models.workload import Workload
 from flow_rl.planning.stage import Profile
 from flow_rl.rl.phases import PhaseClock
+from flow_rl.rl.shadow_weights import ShadowWeights
+from lightning_modules.checkpoint_identity import (
+    AVERAGE,
+    KEY,
+    averaged_weights,
+    check_belongs,
+    check_names,
+    describe,
+    digests_of,
+)
 
 #: stop a run after so many steps in a row with a loss or gradient that is not finite
 MAX_SKIPPED = 5
@@ -67,6 +83,8 @@ class TrainedModule(LightningModule):
     clock: PhaseClock | None = None
     #: steps in a row that were left out
     skipped = 0
+    #: the average of the trained weights, which is validated and exported; `callbacks.WeightEMA` sets it
+    average: ShadowWeights | None = None
     #: the losses since the last optimizer step are finite on this rank
     _finite = True
 
@@ -82,6 +100,26 @@ class TrainedModule(LightningModule):
         if trainer is not None and trainer.state.status == TrainerStatus.RUNNING:
             return trainer.strategy.root_device
         return self.device
+
+    @property
+    def base_path(self) -> str:
+        """Where the weights come from that a checkpoint does not hold."""
+        return self.model_path
+
+    @cached_property
+    def base_digests(self) -> dict[str, str]:
+        """The content of the base by component, as of when it is first asked for."""
+        return digests_of(self.base_path)
+
+    @property
+    def replaced_components(self) -> tuple[str, ...]:
+        """Components of the base whose weights a checkpoint replaces, all of them."""
+        return ()
+
+    @property
+    def weight_settings(self) -> dict[str, str]:
+        """Settings, beside the adapter's, without which a checkpoint's weights are another model."""
+        return {}
 
     def trained(self) -> list[nn.Parameter]:
         """The weights that the optimizer holds."""
@@ -108,13 +146,28 @@ class TrainedModule(LightningModule):
         """
         return None
 
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write JSON Lines into the folder of the logs, whole or not at all; nothing under `fast_dev_run`.
+
+        Raises:
+            CannotWrite: the disk refused.
+        """
+        if self.trainer.fast_dev_run:
+            return
+        path = Path(self.trainer.log_dir) / name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
     # ----------------------------------------------------------------- optimizer
 
     @override
     def setup(self, stage: str) -> None:
         """Refuse a schedule that does not fit the run, before a model loads."""
-        if stage == "fit" and self.make_scheduler is not None:
-            check_schedule(self.make_optimizer, self.make_scheduler, self.trainer.max_steps)
+        if stage == "fit":
+            _ = self.base_digests  # of what is loaded now: the folder may be another one's when a checkpoint is saved
+            if self.make_scheduler is not None:
+                check_schedule(self.make_optimizer, self.make_scheduler, self.trainer.max_steps)
 
     @override
     def configure_optimizers(self) -> Any:
@@ -213,11 +266,23 @@ class TrainedModule(LightningModule):
         kept = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["skipped"] = self.skipped
+        checkpoint[KEY] = describe(self)
+        if self.average is not None and "callbacks" not in checkpoint:  # ModelCheckpoint.save_weights_only
+            checkpoint[AVERAGE] = self.average.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take a checkpoint's weights: to train on, those of its last step; to evaluate, those that are exported."""
+        trainer = self._trainer
+        fits = trainer is None or trainer.state.fn == TrainerFn.FITTING
+        path = "the checkpoint" if trainer is None or trainer.ckpt_path is None else str(trainer.ckpt_path)
+        check_belongs(self, checkpoint, path, fits=fits)
         self.strict_loading = False
         self.configure_model()
+        if not fits and (average := averaged_weights(checkpoint)) is not None:
+            rank_zero_info(f"Weights: the average (WeightEMA) in '{path}', which training validates and exports.")
+            checkpoint["state_dict"] = dict(average)
+        check_names(self, checkpoint["state_dict"])
         self.skipped = checkpoint["skipped"]
 
 

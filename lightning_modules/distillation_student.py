@@ -102,6 +102,11 @@ class DistillationStudent(ImageModule):
 
     # ----------------------------------------------------------------- what it takes
 
+    @property
+    @override
+    def base_path(self) -> str:
+        return self.start_path
+
     @override
     def profile(self) -> Profile:
         return replace(

@@ -78,6 +78,11 @@ class FlowPretrain(TrainedModule):
         self.model: ImageModel | None = None
         self.validation_loss = MeanMetric()
 
+    @property
+    @override
+    def replaced_components(self) -> tuple[str, ...]:
+        return ("transformer", "text_encoder") if self.train_text_encoder else ("transformer",)
+
     @override
     def profile(self) -> Profile:
         return replace(super().profile(), generator=Generator(model_path=self.model_path, image_size=self.image_size))

@@ -8,7 +8,6 @@ Shapes: P prompts, M images a prompt, N = P M samples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +145,11 @@ class ImageModule(TrainedModule):
             torch.default_generator.manual_seed(self.seed)
             add_lora(model.transformer, **vars(self.lora), targets=model.lora_targets)
 
+    @property
+    @override
+    def replaced_components(self) -> tuple[str, ...]:
+        return () if self.lora is not None else ("transformer",)
+
     @override
     def trained(self) -> list[nn.Parameter]:
         return [p for p in self.model.transformer.parameters() if p.requires_grad]
@@ -267,9 +271,7 @@ class ImageModule(TrainedModule):
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{key}": metric.compute() for key, metric in sorted(self._means.items())})
         if self.trainer.log_dir is not None and self.trainer.is_global_zero:
-            path = Path(self.trainer.log_dir) / "test_scores.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
+            self.write_rows("test_scores.jsonl", self._rows)
 
     # ----------------------------------------------------------------- predict
 

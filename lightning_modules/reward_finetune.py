@@ -8,7 +8,6 @@ Shapes: N images of a batch, A predictions of the assistant's turn, V vocabulary
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from flow_rl.errors import check_above_zero
 from flow_rl.evaluation.agreement import Agreement
 from flow_rl.flow.noise import Stream, keyed_generator
 from flow_rl.models.adapters import LoraSettings
+from flow_rl.models.base_digest import WHOLE
 from flow_rl.models.shard_units import vlm_unit
 from flow_rl.models.vision_language import (
     add_vlm_lora,
@@ -132,6 +132,16 @@ class RewardFinetune(TrainedModule):
         self.validation: dict[str, dict[str, float | None]] = {}
 
     # ----------------------------------------------------------------- set-up
+
+    @property
+    @override
+    def replaced_components(self) -> tuple[str, ...]:
+        return () if self.lora is not None or not self.train_vision else (WHOLE,)
+
+    @property
+    @override
+    def weight_settings(self) -> dict[str, str]:
+        return {"quantization": self.quantization}
 
     @override
     def setup(self, stage: str) -> None:
@@ -285,9 +295,7 @@ class RewardFinetune(TrainedModule):
         self._agreement("test")
         if self.trainer.log_dir is not None:
             rank = "" if self.trainer.world_size == 1 else f"-rank{self.global_rank}"
-            path = Path(self.trainer.log_dir) / f"test_scores{rank}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
+            self.write_rows(f"test_scores{rank}.jsonl", self._rows)
 
     def _score(self, batch: AnnotationBatch) -> ScoredBatch:
         answers = self.reader.read(self.questions(batch.examples))
@@ -325,15 +333,6 @@ class RewardFinetune(TrainedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.validation = checkpoint["reward"]["validation"]
-        missing = self._trainable_names() - checkpoint["state_dict"].keys()
-        if missing:
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} of the trained weights (such as {min(missing)}): it was made "
-                "with other settings of model.lora or model.train_vision."
-            )
-
-    def _trainable_names(self) -> set[str]:
-        return {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
 
     def export(self, path: str | Path) -> None:
         """Write a directory that plain transformers loads, adapters merged, with `reward.json` beside the weights."""

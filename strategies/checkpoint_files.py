@@ -8,16 +8,27 @@ it had while it was being replaced.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-from collections.abc import Iterable
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from typing_extensions import override
+
+from flow_rl.errors import CannotWrite
+from flow_rl.files import reason
 
 SUFFIX = ".ckpt"
 META = "meta.pt"
+#: before the time of saving, in the comment of a file's ZIP: the time of a file does not survive every copy
+SAVED = b"saved "
 #: being written
 PARTIAL = ".partial"
 #: the checkpoint of the same name that a new one takes the place of
@@ -47,12 +58,21 @@ def newest_checkpoint(directories: Iterable[str | Path], *, newer_than: float = 
         for path in Path(directory).glob(f"*{SUFFIX}")
         if is_complete(path)  # a link to what is gone is not
     }
-    finished = [(_finished(path), str(path), path) for path in found if _finished(path) >= newer_than]
+    finished = [(_saved(path), str(path), path) for path in found if _finished(path) >= newer_than]
     return max(finished)[2] if finished else None
 
 
 def _finished(path: Path) -> float:
     return (path / META if path.is_dir() else path).stat().st_mtime
+
+
+def _saved(path: Path) -> float:
+    """When a checkpoint was saved, in seconds since the epoch; a copy says the same. Else its file's time."""
+    try:
+        with zipfile.ZipFile(path / META if path.is_dir() else path) as archive:
+            return float(archive.comment.removeprefix(SAVED))
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return _finished(path)
 
 
 def sweep(directory: str | Path) -> None:
@@ -114,17 +134,90 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def save_file(checkpoint: Any, path: Path) -> None:
-    """Write a checkpoint as one file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside(path)
-    _write(partial, checkpoint)
-    put_in_place(partial, path)
+    """Write a checkpoint as one file.
+
+    Raises:
+        CannotWrite: the disk refused; the checkpoint of that name is what it was.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    with saving(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(beside(path), checkpoint)
+        put_in_place(partial, path)
+
+
+@contextmanager
+def saving(path: Path, partial: Path) -> Iterator[None]:
+    """Inside, an error of the disk ends in one message; what was written by then is taken away.
+
+    Args:
+        path: of the checkpoint.
+        partial: what is written first.
+
+    Raises:
+        CannotWrite: naming the path, the reason and the last complete checkpoint.
+    """
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        with suppress(OSError):
+            remove(partial)
+        cause = next((e for e in _chain(error) if isinstance(e, OSError)), error)
+        kept = newest_checkpoint([path.parent])
+        left = "There is no complete checkpoint yet." if kept is None else f"The last complete one is '{kept}'."
+        raise CannotWrite(
+            f"Can't write the checkpoint '{path}': {reason(cause)}. {left} Free space, or set --run.dir to another "
+            "disk, and resume with --ckpt_path last."
+        ) from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, CheckpointException):
+        for raised, _ in error.failures.values():
+            yield from _chain(raised)
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+class _Watched(io.RawIOBase):
+    """A file that remembers why a write failed: torch's own error has neither path nor reason."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    @override
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
 
 
 def _write(path: Path, content: Any) -> None:
     with path.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
+        watched = _Watched(file)
+        try:
+            torch.save(content, watched)
+        except RuntimeError as error:
+            if watched.error is None:
+                raise
+            raise watched.error from error
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = SAVED + repr(time.time()).encode()
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

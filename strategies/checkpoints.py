@@ -15,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh
 from typing_extensions import override
 
@@ -28,8 +28,10 @@ from strategies.checkpoint_files import (
     put_in_place,
     remove,
     save_file,
+    saving,
     write_meta,
 )
+from strategies.checkpoint_reading import SafeReader, check_shards, read_file
 
 
 def save_shards(checkpoint: dict[str, Any], path: Path, *, is_first: bool, barrier: Callable[[], None]) -> None:
@@ -44,33 +46,41 @@ def save_shards(checkpoint: dict[str, Any], path: Path, *, is_first: bool, barri
     rest, tensors = set_apart(checkpoint)
     partial = path.with_name(path.name + PARTIAL)
     if is_first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside(path).mkdir()
+        with saving(path, partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside(path).mkdir()
     barrier()
-    dcp.save(tensors, storage_writer=FileSystemWriter(partial))
+    with saving(path, partial):
+        dcp.save(tensors, storage_writer=FileSystemWriter(partial))
     barrier()
     if is_first:
-        write_meta(partial, rest)
-        put_in_place(partial, path)
+        with saving(path, partial):
+            write_meta(partial, rest)
+            put_in_place(partial, path)
     barrier()
 
 
-def load_shards(
-    path: Path, *, mesh: DeviceMesh | None, weights_only: bool = False, skip: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def load_shards(path: Path, *, mesh: DeviceMesh | None, skip: Callable[[str], bool] | None = None) -> dict[str, Any]:
     """Read a directory of shards, whatever number of ranks wrote it.
 
     Args:
         path: of the directory.
         mesh: the ranks that every tensor is spread over, as FSDP2 does; None reads whole tensors.
-        weights_only: see `torch.load`; for `meta.pt`.
-        skip: top-level entries whose tensors are not needed.
+        skip: of the entries at the top and, below `callbacks`, of each callback: which are not needed.
+
+    Raises:
+        ValueError: a checkpoint that is damaged, or that names more than a checkpoint may.
     """
-    rest = torch.load(path / META, map_location="cpu", weights_only=weights_only)
-    for name in skip:
-        rest.pop(name, None)
-    reader = FileSystemReader(path)
-    known = reader.read_metadata().state_dict_metadata
+    reader = SafeReader(path)
+    metadata = reader.read_metadata()
+    check_shards(path, metadata)
+    rest = read_file(path / META)
+    if skip is not None:
+        for name in [name for name in rest if skip(name)]:
+            del rest[name]
+        for name in [name for name in rest.get("callbacks", {}) if skip(f"callbacks.{name}")]:
+            del rest["callbacks"][name]
+    known = metadata.state_dict_metadata
     tensors: dict[str, Tensor] = {}
     for place in references(rest):
         size, dtype = known[place].size, known[place].properties.dtype
@@ -95,27 +105,10 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        # whatever the caller says of `weights_only`: a checkpoint may be a stranger's
         path = Path(path)
-        if is_sharded_checkpoint(path):
-            return load_shards(path, mesh=None, weights_only=bool(weights_only))
-        check_readable(path)
-        return torch.load(path, map_location="cpu", weights_only=bool(weights_only))
+        return load_shards(path, mesh=None) if is_sharded_checkpoint(path) else read_file(path)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         remove(path)
-
-
-def check_readable(path: Path) -> None:
-    """Refuse what is no checkpoint.
-
-    Raises:
-        ValueError: a directory that was not completed, or nothing.
-    """
-    if path.is_dir():
-        raise ValueError(
-            f"'{path}' is no complete checkpoint: it has no {META}, which is written last. Its save was cut short; "
-            "resume from another one (--ckpt_path last finds the newest complete one)."
-        )
-    if not path.is_file():
-        raise ValueError(f"No checkpoint '{path}'.")

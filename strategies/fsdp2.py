@@ -25,9 +25,12 @@ from flow_rl.distributed.tensors import copy_into, gathered_tree, like
 from flow_rl.models.shard_units import ShardUnit
 from flow_rl.models.stored import WeightReader
 from strategies.checkpoint_files import is_sharded_checkpoint, remove, save_file
-from strategies.checkpoints import check_readable, load_shards, save_shards
+from strategies.checkpoint_reading import read_file
+from strategies.checkpoints import load_shards, save_shards
 from strategies.checks import check_sampler, check_sharded_optimizer
 
+#: in the name of the callback that keeps the average of the weights
+AVERAGE = "WeightEMA"
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -169,11 +172,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             return load_shards(
                 path,
                 mesh=self.device_mesh["data_parallel"],
-                weights_only=bool(weights_only),
-                skip=() if fitting else ("optimizer_states", "callbacks"),
+                skip=None if fitting else _of_training_alone,
             )
-        check_readable(path)
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=bool(weights_only))
+        return read_file(path, mmap=True)
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -236,6 +237,11 @@ def distribute(
         return False
     module.trainer.strategy.shard(model, units, reader)
     return True
+
+
+def _of_training_alone(name: str) -> bool:
+    """Whether an evaluation needs an entry of a checkpoint not at all; it does need the average of the weights."""
+    return name == "optimizer_states" or (name.startswith("callbacks.") and AVERAGE not in name)
 
 
 def _checkpoint_activations(root: nn.Module) -> None:

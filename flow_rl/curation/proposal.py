@@ -18,12 +18,12 @@ Shapes: P prompts, G images a prompt, K rewards.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flow_rl.curation.scores import CuratedScores
+from flow_rl.files import put_text
 from flow_rl.rewards.base import SCORE_MAX
 from flow_rl.rl.settings import AdvantageSettings
 from flow_rl.rl.weight_table import DEFAULT
@@ -156,7 +156,11 @@ def _reason(k: int, names: tuple[str, ...], spread: float, headroom: float, agre
 
 
 def write_proposal(path: str, table: list[Suggestion]) -> None:
-    """Write the table as YAML that `callbacks.CategoryWeightCalibration` takes, reasons as comments."""
+    """Write the table as YAML that `callbacks.CategoryWeightCalibration` takes, reasons as comments.
+
+    Raises:
+        SettingError: a table is there that was edited, or that was not written here.
+    """
     lines = [
         "# Suggested weights of the rewards by category: to look at, not a result. Change what you know better.",
         "# Spread is the mean deviation in a group, headroom 5 minus the mean score, both of the base's images.",
@@ -164,8 +168,7 @@ def write_proposal(path: str, table: list[Suggestion]) -> None:
     for row in table:
         lines += ["", f"{_quoted(row.category)}:  # {row.prompts} prompts"]
         lines += [f"  {_quoted(name)}: {weight:.2f}  # {row.reasons[name]}" for name, weight in row.weights.items()]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    put_text(path, "\n".join(lines) + "\n")
 
 
 def _quoted(name: str) -> str:

@@ -20,6 +20,7 @@ from flow_rl.curation.selection import CategoryKeep, Selection
 from flow_rl.evaluation.charts import Whisker, line_chart, nice_ticks, whisker_chart
 from flow_rl.evaluation.curves import Curve
 from flow_rl.evaluation.pages import environment
+from flow_rl.files import put_text
 
 #: quantiles of the ranges that programs are told
 _SHARES = (0.1, 0.5, 0.9)
@@ -53,11 +54,20 @@ def whole(selection: Selection) -> CategoryKeep:
 
 
 def write_report(scores: Path, curated: CuratedScores, selection: Selection) -> list[Path]:
-    """Write `<scores>.json` and `<scores>.html` beside the scores; returns their paths."""
-    data, page = (scores.with_name(f"{scores.stem}.{suffix}") for suffix in ("json", "html"))
-    data.write_text(json.dumps(as_json(curated, selection), indent=1) + "\n", encoding="utf-8")
-    page.write_text(render(curated, selection), encoding="utf-8")
+    """Write `<scores>.json` and `<scores>.html` beside the scores; returns their paths.
+
+    Raises:
+        SettingError: one of them is there and was not written here, or was edited since.
+    """
+    data, page = report_files(scores)
+    put_text(data, json.dumps(as_json(curated, selection), indent=1) + "\n")
+    put_text(page, render(curated, selection))
     return [data, page]
+
+
+def report_files(scores: Path) -> tuple[Path, Path]:
+    """Paths of the report beside a file of scores: for programs, and for people."""
+    return scores.with_name(f"{scores.stem}.json"), scores.with_name(f"{scores.stem}.html")
 
 
 def as_json(curated: CuratedScores, selection: Selection) -> dict[str, Any]:

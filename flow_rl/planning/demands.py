@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from flow_rl.models.workload import Drawing
 
@@ -33,11 +34,13 @@ class Demands:
         drawings: images that it draws with the stage's generator.
         averages: of the trained weights, which it keeps, saves, and swaps in for validation.
         missing: a sentence on each file that it needs and that is not there.
+        replaces: folders that it writes anew, whole.
     """
 
     drawings: tuple[Drawing, ...] = ()
     averages: tuple[Average, ...] = ()
     missing: tuple[str, ...] = ()
+    replaces: tuple[Path, ...] = ()
 
 
 class Demanding(ABC):
