@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import ConcatDataset, DataLoader
 from typing_extensions import override
 
+from callbacks.tensorboard import writers
 from datamodules.prompts import FixedBatches
 from flow_rl.batches import Prompts
 from flow_rl.files import replace_file, writing
@@ -208,9 +208,8 @@ class HackingMonitor(Callback, Demanding):
         )
         self.alerts.append(alert)
         rank_zero_warn(alert.message)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_text("monitor/alert", alert.message, iteration)
+        for writer in writers(trainer):
+            writer.add_text("monitor/alert", alert.message, iteration)
         self._write_alerts(trainer)
 
     def _log(self, trainer: Trainer, values: dict[str, float]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.tensorboard import writers
 from flow_rl.batches import labels
 from flow_rl.evaluation.grids import image_grid
 from lightning_modules.image_module import Drawn
@@ -52,13 +53,11 @@ class SampleGrids(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero or trainer.sanity_checking:
-            return
-        writer = trainer.logger.experiment
-        for category, images in sorted(self._images.items()):
+        found = writers(trainer)
+        for writer, (category, images) in product(found, sorted(self._images.items())):
             grid = image_grid(torch.stack(images), columns=min(8, len(images)))
             writer.add_image(f"samples/{category}", grid, trainer.global_step)
             if not self._described:
                 listing = "\n".join(f"{i + 1}. {text}" for i, text in enumerate(self._texts[category]))
                 writer.add_text(f"samples/{category}", listing, trainer.global_step)
-        self._described = True
+        self._described = self._described or bool(found)

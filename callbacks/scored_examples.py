@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.tensorboard import tensorboards, writers
 from flow_rl.evaluation.agreement import Reliability, reliability
 from flow_rl.evaluation.grids import image_grid
 from lightning_modules.reward_finetune import ScoredBatch
@@ -58,23 +59,20 @@ class ScoredExamples(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
+        if not tensorboards(trainer) or trainer.sanity_checking:
             return
         for dimension, metric in pl_module.agreement.items():
             with metric.sync_context():  # every rank takes part in the gathering, one draws
                 predictions, truths, _ = metric.scored()
-            if trainer.is_global_zero and len(predictions):
+            if not len(predictions):
+                continue
+            for writer in writers(trainer):
                 curve = reliability(predictions.cpu(), truths.cpu(), bins=metric.bins)
-                trainer.logger.experiment.add_figure(
-                    f"reliability/{dimension}", _figure(dimension, curve), trainer.global_step
-                )
+                writer.add_figure(f"reliability/{dimension}", _figure(dimension, curve), trainer.global_step)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero or trainer.sanity_checking:
-            return
-        writer = trainer.logger.experiment
-        for dimension, rows in sorted(self._rows.items()):
+        for writer, (dimension, rows) in product(writers(trainer), sorted(self._rows.items())):
             same = [image for image, _ in rows if image.shape == rows[0][0].shape]
             grid = image_grid(torch.stack(same), columns=min(4, len(same)))
             writer.add_image(f"scored/{dimension}", grid, trainer.global_step)

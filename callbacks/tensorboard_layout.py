@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from callbacks.hacking_monitor import HackingMonitor
 from callbacks.phase_timer import PhaseTimer
+from callbacks.tensorboard import tensorboards, writers
 from callbacks.update_probe import UpdateProbe
 from lightning_modules import DistillationStudent, GRPOPolicy
 from lightning_modules.base import TrainedModule
@@ -80,13 +80,14 @@ class TensorBoardLayout(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            trainer.logger.experiment.add_custom_scalars(layout_of(trainer, pl_module))
+        for writer in writers(trainer):
+            writer.add_custom_scalars(layout_of(trainer, pl_module))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         metrics = {f"hp/{k}": float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         hyperparameters = pl_module.hyperparameters() if isinstance(pl_module, TrainedModule) else {}
-        trainer.logger.log_hyperparams(hyperparameters, metrics=metrics or None)
+        for logger in tensorboards(trainer):
+            logger.log_hyperparams(hyperparameters, metrics=metrics or None)

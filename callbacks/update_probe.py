@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from callbacks.tensorboard import writers
 from flow_rl.batches import Prompts
 from flow_rl.models.workload import Drawing
 from flow_rl.monitoring.update_direction import Probe, probe_gradient
@@ -93,8 +93,8 @@ class UpdateProbe(Callback, Demanding):
         )
         if trainer.is_global_zero:
             _log.warning(message)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.add_text("probe/alert", message, iteration)
+            for writer in writers(trainer):
+                writer.add_text("probe/alert", message, iteration)
         if self.stop:
             trainer.should_stop = True
 

@@ -210,10 +210,13 @@ class FlowCLI(LightningCLI):
         # these know the generators' libraries: a misspelt key needn't wait for them
         from cli.doctor_checks import faults
         from cli.doctor_setup import setup_of
+        from cli.trainer_arguments import problem_of_strategy
         from flow_rl.planning.native import problems_of_guidance
+        from lightning_modules.base import TrainedModule
 
         setup = setup_of(self, self.subcommand)
-        refuse(faults(setup))
+        chosen = problem_of_strategy(self.trainer.strategy) if isinstance(self.model, TrainedModule) else None
+        refuse(faults(setup) or ([] if chosen is None else [chosen]))
         for problem in problems_of_guidance(setup):
             rank_zero_warn(problem)
         self._asked_for = self.config_init[self.subcommand].get("ckpt_path")

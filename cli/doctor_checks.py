@@ -10,8 +10,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cli.callback_checks import problems_of_callbacks
 from cli.data_checks import prompts_fit_generator
 from cli.output_checks import problems_of_outputs
+from cli.trainer_arguments import problems_of_trainer
 from datamodules.stream import StreamedDataModule
 from flow_rl.batches import TaskPrompts
 from flow_rl.distributed.optimizers import why_unshardable
@@ -47,6 +49,14 @@ def faults(setup: Setup) -> list[str]:
 def problems_of_files(setup: Setup) -> list[str]:
     """Which teachers and curated scores are missing. A plan can be made without them."""
     return _found(setup, FILES)
+
+
+def _trainer_arguments(setup: Setup) -> Iterator[str]:
+    yield from problems_of_trainer(setup)
+
+
+def _callbacks(setup: Setup) -> Iterator[str]:
+    yield from problems_of_callbacks(setup)
 
 
 def _found(setup: Setup, checks: Sequence[Check]) -> list[str]:
@@ -147,8 +157,6 @@ def _files_of_callbacks_are_there(setup: Setup) -> Iterator[str]:
 def _manual_optimization(setup: Setup) -> Iterator[str]:
     if not setup.profile.manual:
         return
-    if setup.trainer.get("gradient_clip_val"):
-        yield "trainer.gradient_clip_val has no effect on this stage: set model.gradient_clip and leave it out."
     if (accumulate := setup.trainer.get("accumulate_grad_batches") or 1) != 1:
         yield (
             f"trainer.accumulate_grad_batches is {accumulate}, which this stage does not take: it adds up "
@@ -299,6 +307,8 @@ FAULTS: tuple[Check, ...] = (
     _quantised_optimizer,
     prompts_fit_generator,
     problems_of_outputs,
+    _trainer_arguments,
+    _callbacks,
 )
 CHECKS: tuple[Check, ...] = (*FAULTS, _can_resume)
 #: files that the run needs and its plan does not

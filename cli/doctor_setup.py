@@ -36,7 +36,8 @@ class UnknownStage:
 
 def setup_of(cli: Any, stage: str) -> Setup:
     """What a CLI has built for a subcommand."""
-    config, callbacks = cli.config[cli.subcommand], list(built_callbacks(cli).values())
+    config, named = cli.config[cli.subcommand], built_callbacks(cli)
+    callbacks = list(named.values())
     trainer = config.trainer.as_dict() if isinstance(config.trainer, Namespace) else dict(config.trainer)
     return Setup(
         model=cli.model if isinstance(cli.model, TrainedModule) else UnknownStage(cli.model),
@@ -44,6 +45,7 @@ def setup_of(cli: Any, stage: str) -> Setup:
         trainer=trainer,
         demands=[callback.demands() for callback in callbacks if isinstance(callback, Demanding)],
         checkpoints=[callback for callback in callbacks if isinstance(callback, ModelCheckpoint)],
+        callbacks=named,
         run_directory=f"{config.run.dir}/{config.run.name}",
         stage=stage,
     )

@@ -177,7 +177,7 @@ def _load(text: str) -> Any:
         return tree.value
     if isinstance(tree, dict) and tree and all(value == "" for value in tree.values()):
         return text  # `a:` and `{a, b}` are texts; so they are in jsonargparse
-    return _relative(tree) if isinstance(tree, dict) else tree
+    return _protected(tree)  # `_resolve` makes its references relative, from where it will stand
 
 
 def _relative(tree: dict[str, Any]) -> Any:
@@ -190,13 +190,16 @@ def _protected(tree: Any) -> Any:
         return {key: _protected(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_protected(value) for value in tree]
-    return tree.replace(r"\${", _ESCAPED) if isinstance(tree, str) else tree
+    if isinstance(tree, str) and r"\${" in tree:
+        text = tree.replace(r"\${", _ESCAPED)
+        return Scalar(text, tree.plain) if isinstance(tree, Scalar) else text
+    return tree
 
 
 def _kept(before: Any, after: Any) -> Any:
     """The second tree with the scalars of the first, which has the same shape."""
     if isinstance(before, Scalar):
-        return before
+        return Scalar("".join(after), before.plain)
     if isinstance(before, dict):
         return {key: _kept(value, after[key]) for key, value in before.items()}
     if isinstance(before, list):

@@ -31,6 +31,7 @@ class Setup:
         trainer: the trainer's settings as written in the config.
         demands: of the callbacks, in their order.
         checkpoints: the callbacks that write checkpoints.
+        callbacks: all callbacks by name.
         run_directory: where checkpoints are written.
         stage: `fit`, or `validate`, `test` or `predict`.
         changes: values that replace those of the config: `ranks`, `shards`, `offload`, `checkpointing`.
@@ -41,6 +42,7 @@ class Setup:
     trainer: Mapping[str, Any]
     demands: Sequence[Demands] = ()
     checkpoints: Sequence[Any] = ()
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
     run_directory: str = ""
     stage: str = "fit"
     changes: Mapping[str, Any] = field(default_factory=dict)
