@@ -238,6 +238,15 @@ class PromptDataModule(TaskDataModule):
         self.restriction = hashlib.sha256(" ".join(map(str, sorted(kept))).encode()).hexdigest()[:16]
 
     @override
+    def order(self) -> dict[str, str | int]:
+        return {
+            "the content of data.train_file": self.splits["train"].content,
+            "the number of training prompts": len(self.train),
+            "data.prompts_per_step": self.prompts_per_step,
+            "data.seed": self.seed,
+        }
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"restriction": self.restriction}
 
