@@ -237,6 +237,11 @@ def test_a_held_out_file_that_is_trained_on_is_refused(tmp_path: Path) -> None:
         prompts(tmp_path, lines(GOOD | {"id": 77, "prompt": " POT  3"}, GOOD | {"id": 78}))
 
 
+def test_categories_that_differ_in_case_alone_are_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="categories 'plant' and 'Plant' differ in case or form alone"):
+        prompts(tmp_path, lines(GOOD | {"id": 77, "prompt": "another", "category": "Plant"}))
+
+
 def test_images_that_are_trained_on_are_not_held_out(pictures: Path) -> None:
     (pictures / "train.jsonl").write_bytes(lines(NOTE, NOTE | {"id": 2, "image": "b.png"}))
     (pictures / "part.jsonl").write_bytes(lines(NOTE | {"id": 5}))
