@@ -1,6 +1,7 @@
 """`python train.py doctor --config FILE ... [--device H100-80GB] [--fit 8xH100-80GB] [--utilisation 0.4]`.
 
-`--stage test` checks a stack that is meant for another subcommand than `fit`.
+`--stage test` checks a stack that is meant for another subcommand than `fit`. `--data` alone looks at the data: all
+rows and pictures, and the prompts' lengths, with every fault in one list.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cli.doctor_checks import problems, problems_of_copies, problems_of_disk, problems_of_files
-from cli.doctor_data import stand_in_for_data
+from cli.doctor_data import examine_data, stand_in_for_data
 from cli.doctor_setup import setup_of
 from flow_rl.errors import SettingError, refuse
 from flow_rl.planning import report
@@ -41,7 +42,12 @@ def examine(args: list[str], make_cli: Callable[[type, list[str]], Any], base: t
     Raises:
         SettingError: with everything that is wrong.
     """
+    args, data_alone = _without_data(args)
     options, rest = _parser().parse_known_args(args)
+    if data_alone:
+        with _nothing_compiled():
+            examine_data(make_cli, _examination(base, options.stage, None), [options.stage, *rest])
+        return
     device = None if options.device is None else find_device(options.device)
     fleet = None if options.fit is None else parse_fleet(options.fit)
     if not 0 < options.utilisation <= 1:
@@ -134,11 +140,19 @@ def _nothing_compiled() -> Iterator[None]:
             os.environ[variable] = before
 
 
+def _without_data(args: list[str]) -> tuple[list[str], bool]:
+    """The command line without the doctor's `--data`, and whether it was there; `--data CLASS` is a setting."""
+    following = [*args[1:], "-"]
+    flags = {at for at, argument in enumerate(args) if argument == "--data" and following[at].startswith("-")}
+    return [argument for at, argument in enumerate(args) if at not in flags], bool(flags)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--stage", default="fit", choices=("fit", "validate", "test", "predict"), help="what will be run"
     )
+    parser.add_argument("--data", action="store_true", help="look at the data alone, and list all their faults")
     parser.add_argument("--device", help="also estimate seconds an iteration on this device, and whether it fits")
     parser.add_argument("--fit", help="propose how to run the same work on so many of a device: 8xH100-80GB")
     parser.add_argument(
@@ -147,10 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examination(base: type, stage: str, directory: Path) -> type:
+def _examination(base: type, stage: str, directory: Path | None) -> type:
     """A CLI that builds module and data and stops there: no trainer, no weights.
 
-    It writes files that stand in for missing data into `directory` and lists what is missing in `missing`.
+    It writes files that stand in for missing data into `directory` and lists what is missing in `missing`; without a
+    directory, a missing file is a fault.
     """
 
     class Examination(base):
@@ -161,7 +176,8 @@ def _examination(base: type, stage: str, directory: Path) -> type:
         def before_instantiate_classes(self) -> None:
             super().before_instantiate_classes()
             _plan_rewards(self.config[self.subcommand])
-            self.missing = stand_in_for_data(self.config[self.subcommand].get("data"), directory)
+            data = self.config[self.subcommand].get("data")
+            self.missing = [] if directory is None else stand_in_for_data(data, directory)
 
         def instantiate_trainer(self, **kwargs: Any) -> None:
             return None

@@ -1,8 +1,9 @@
-"""Prompt files made up for a plan whose data are not there yet."""
+"""What the doctor does with data: lists all their faults, or makes up files for a plan whose data are not there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,56 @@ from typing import Any
 from jsonargparse import Namespace
 from PIL import Image
 
-from datamodules import EditPairDataModule, PromptDataModule
+from cli.data_checks import prompts_fit_generator
+from cli.doctor_setup import setup_of
+from datamodules import AnnotationDataModule, EditPairDataModule, PromptDataModule
+from datamodules.faults import DataError, listed
 from datamodules.jsonl import read_rows
+from datamodules.prompts import TaskDataModule
+from flow_rl.errors import SettingError, refuse
+
+#: faults that `doctor --data` lists
+MOST_FAULTS = 200
+
+
+def examine_data(make_cli: Callable[[type, list[str]], Any], cli: type, args: list[str]) -> None:
+    """Look at the data of a run and print what they are.
+
+    Args:
+        make_cli: builds a CLI of a class for a command line.
+        cli: builds module and data and stops there.
+        args: subcommand, configs and overrides.
+
+    Raises:
+        SettingError: with all faults of all files, up to a limit; the rest is counted.
+    """
+    try:
+        built = make_cli(cli, args)
+    except SettingError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DataError):
+            cause = cause.__cause__
+        if isinstance(cause, DataError):
+            raise SettingError(listed(cause.faults, MOST_FAULTS)) from None
+        raise
+    setup = setup_of(built, args[0])
+    refuse(list(prompts_fit_generator(setup)))
+    print("\n".join([*_described(built.datamodule), "The data are sound."]))
+
+
+def _described(data: Any) -> Iterator[str]:
+    if isinstance(data, TaskDataModule):
+        for part in data.by_task().values():
+            for name, split in part.splits.items():
+                table, longest = getattr(part, name), max(split.texts.values(), key=len)
+                yield (
+                    f"{split.setting} '{split.path}' ({part.task}): {len(table)} of {len(split.lines)} rows in use, "
+                    f"{len(set(table.categories))} categories, the longest prompt has {len(longest)} characters."
+                )
+    elif isinstance(data, AnnotationDataModule):
+        for name in ("train", "validation", "test"):
+            yield f"data.{name}_files: {len(getattr(data, name))} images in use."
+        yield f"Dimensions: {', '.join(data.dimensions)}."
 
 
 def stand_in_for_data(config: Any, directory: Path, where: str = "data") -> list[str]:

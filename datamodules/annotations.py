@@ -5,13 +5,17 @@ Files are those of `datamodules.annotation_files`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from datamodules.annotation_files import Annotation, AnnotationBatch, read_annotation_files
+from datamodules.faults import Faults
+from datamodules.held_out import content_of
 from datamodules.stream import StreamedDataModule, batch_indices
+from flow_rl.messages import warn_on_first_rank
 
 
 class AnnotationStream(IterableDataset):
@@ -121,13 +125,24 @@ class AnnotationDataModule(StreamedDataModule):
             )
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         # Read here rather than in `setup`: a bad file must end the run before a model loads.
+        faults = Faults()
         self.train: list[Annotation] = []
+        validation: list[Annotation] = []
         if train_files or self.needs_annotations:
-            self.train = read_annotation_files(train_files, dimensions, "train_files")
-        self.validation = spread(
-            read_annotation_files(validation_files, dimensions, "validation_files"), max_validation
-        )
-        self.test = read_annotation_files(test_files or validation_files, dimensions, "test_files")
+            with faults.collect():
+                self.train = read_annotation_files(train_files, dimensions, "train_files")
+        with faults.collect():
+            validation = read_annotation_files(validation_files, dimensions, "validation_files")
+        self.test = validation
+        if test_files:
+            with faults.collect():
+                self.test = read_annotation_files(test_files, dimensions, "test_files")
+        faults.check()
+        self.validation = spread(validation, max_validation)
+        self.contents = [content_of(path) for path in train_files]
+        warn_of_shared_images(self.train, validation, "validation_files")
+        if test_files:
+            warn_of_shared_images(self.train, self.test, "test_files")
         if self.needs_annotations and batch_size > len(self.train):
             raise ValueError(f"data.batch_size is {batch_size}, but data.train_files have {len(self.train)} images.")
 
@@ -161,6 +176,15 @@ class AnnotationDataModule(StreamedDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._fixed(self.test)
 
+    @override
+    def order(self) -> dict[str, str | int]:
+        return {
+            "the content of data.train_files": " ".join(self.contents),
+            "the number of training images": len(self.train),
+            "data.batch_size": self.batch_size,
+            "data.seed": self.seed,
+        }
+
     def _fixed(self, annotations: Sequence[Annotation]) -> DataLoader:
         return DataLoader(
             FixedAnnotations(annotations, batch_size=self.eval_batch_size, **self._share()), batch_size=None
@@ -168,6 +192,29 @@ class AnnotationDataModule(StreamedDataModule):
 
     def _share(self) -> dict[str, int]:
         return {"rank": self.rank, "world_size": self.world_size}
+
+
+def warn_of_shared_images(train: Sequence[Annotation], held: Sequence[Annotation], name: str) -> None:
+    """Warn of held-out images that are trained on, whatever their files are called.
+
+    Args:
+        train: trained on.
+        held: held out.
+        name: of the setting of the held-out files.
+    """
+    known = {_judged(annotation) for annotation in train}
+    both = [annotation for annotation in held if _judged(annotation) in known]
+    if both:
+        warn_on_first_rank(
+            f"{len(both)} of the {len(held)} rows of data.{name} are in data.train_files as well (for example "
+            f"'{both[0].image}', id {both[0].id!r}): scores on images that are trained on say nothing of others. Name "
+            "files of held-out images."
+        )
+
+
+def _judged(annotation: Annotation) -> tuple[str, str, str]:
+    """What makes two annotations the same question."""
+    return annotation.dimension, annotation.prompt, os.path.abspath(annotation.image)
 
 
 def spread(annotations: list[Annotation], most: int | None) -> list[Annotation]:

@@ -26,16 +26,18 @@ class DataError(SettingError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        shown = [fault if len(fault) <= LONGEST else f"{fault[:LONGEST]} ..." for fault in self.faults[:SHOWN]]
-        if len(self.faults) == 1:
-            message = shown[0]
-        else:
-            message = f"{len(self.faults)} faults in the data:" + "".join(
-                f"\n  {number}. {fault}" for number, fault in enumerate(shown, 1)
-            )
-            if len(self.faults) > SHOWN:
-                message += f"\n  ... and {len(self.faults) - SHOWN} more."
-        super().__init__(message)
+        super().__init__(listed(self.faults, SHOWN))
+
+
+def listed(faults: Sequence[str], most: int) -> str:
+    """One message of several faults, numbered, the rest counted behind `most` of them."""
+    shown = [fault if len(fault) <= LONGEST else f"{fault[:LONGEST]} ..." for fault in faults[:most]]
+    if len(faults) == 1:
+        return shown[0]
+    lines = [f"{len(faults)} faults in the data:", *(f"  {number}. {fault}" for number, fault in enumerate(shown, 1))]
+    if len(faults) > most:
+        lines.append(f"  ... and {len(faults) - most} more.")
+    return "\n".join(lines)
 
 
 class Faults:

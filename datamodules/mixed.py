@@ -52,6 +52,15 @@ class MixedTaskDataModule(TaskDataModule):
         return {part.task: part for part in self.tasks}
 
     @override
+    def order(self) -> dict[str, str | int]:
+        parts = [(part.task, part.order()) for part in self.tasks]
+        return {
+            name.replace("data.", f"data.{task}.") if "data." in name else f"{name} ({task})": value
+            for task, order in parts
+            for name, value in order.items()
+        }
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"restrictions": {part.task: part.restriction for part in self.tasks}}
 

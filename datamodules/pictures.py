@@ -101,7 +101,6 @@ def check_pictures(
         faults: takes what is wrong.
         fits: called with a use and the picture's width and height; what it returns is wrong with them.
     """
-    found: dict[Path, str | tuple[int, int]] = {}
     present = []
     for use in uses:
         if complaint := use.missing():
@@ -110,7 +109,7 @@ def check_pictures(
             present.append(use)
     rank, size = rank_and_size()
     mine = list(dict.fromkeys(use.path for use in present))[rank::size]
-    found = dict(zip(mine, _examined(mine), strict=True))
+    found = dict(zip(mine, _examined(mine, quiet=rank > 0), strict=True))
     for use in present:
         result = found.get(use.path, (0, 0))
         if isinstance(result, str):
@@ -119,14 +118,20 @@ def check_pictures(
             faults.add(use.file, use.line, f"{use.key}: {complaint}")
 
 
-def _examined(paths: Sequence[Path]) -> Iterator[str | tuple[int, int]]:
+def _examined(paths: Sequence[Path], *, quiet: bool) -> Iterator[str | tuple[int, int]]:
     """Width and height of each picture as it is shown, or what is wrong with it, in order."""
     memory = Memory()
     threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(partial(_examine, memory), paths)
         yield from tqdm(
-            results, total=len(paths), desc="Checking pictures", unit="picture", delay=_PATIENCE, leave=False
+            results,
+            total=len(paths),
+            desc="Checking pictures",
+            unit="picture",
+            delay=_PATIENCE,
+            leave=False,
+            disable=quiet,
         )
     memory.save()
 

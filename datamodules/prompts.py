@@ -17,6 +17,8 @@ from datamodules.held_out import Split, check_held_out, content_of
 from datamodules.jsonl import Row, read_rows
 from datamodules.stream import StreamedDataModule, batch_indices, epoch_order
 from flow_rl.batches import PromptData, Prompts, PromptTable
+from flow_rl.messages import warn_on_first_rank
+from flow_rl.names import same_tag
 
 
 def read_prompts(path: str) -> Prompts:
@@ -185,6 +187,13 @@ class PromptDataModule(TaskDataModule):
                 f"'{train_file}' and '{test_file}' share {len(shared)} ids (for example {min(shared)}): ids key the "
                 "noise and tell held-out prompts apart, so they must differ."
             )
+        for first, second in same_tag(
+            c for table in (self.train, self.validation, self.test) for c in table.categories
+        ):
+            warn_on_first_rank(
+                f"The categories '{first}' and '{second}' differ in case or form alone, and are reported and weighted "
+                "apart. Write both alike if they are one."
+            )
         for name in ("validation", "test"):
             check_held_out(self.splits["train"], self.splits[name])
 
@@ -236,6 +245,15 @@ class PromptDataModule(TaskDataModule):
         kept = set(ids)
         self.train = self.train.subset([row for row, i in enumerate(self.train.ids) if i in kept])
         self.restriction = hashlib.sha256(" ".join(map(str, sorted(kept))).encode()).hexdigest()[:16]
+
+    @override
+    def order(self) -> dict[str, str | int]:
+        return {
+            "the content of data.train_file": self.splits["train"].content,
+            "the number of training prompts": len(self.train),
+            "data.prompts_per_step": self.prompts_per_step,
+            "data.seed": self.seed,
+        }
 
     @override
     def state_dict(self) -> dict[str, Any]:

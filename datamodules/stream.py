@@ -8,6 +8,8 @@ import torch
 from lightning import LightningDataModule
 from typing_extensions import override
 
+from flow_rl.messages import warn_on_first_rank
+
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> list[int]:
     """A permutation of `range(length)` that depends on (seed, epoch) alone."""
@@ -44,10 +46,29 @@ class StreamedDataModule(LightningDataModule):
         """Number of processes; 1 without a trainer."""
         return 1 if self.trainer is None else self.trainer.world_size
 
+    def order(self) -> dict[str, str | int]:
+        """What the order of training data depends on, by setting; content stands for a file wherever it lies."""
+        return {}
+
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+        position = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return {"position": position, "order": self.order()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.position = state_dict["position"]
+        # Checkpoints of earlier versions do not say; an evaluation takes nothing from the stream.
+        before, now = state_dict.get("order"), self.order()
+        fits = self.trainer is None or self.trainer.state.fn in (None, "fit")
+        if before is not None and before != now and fits:
+            changes = [
+                f"{name} was {before.get(name, 'not set')} and is {now.get(name, 'not set')}"
+                for name in dict.fromkeys([*before, *now])
+                if before.get(name) != now.get(name)
+            ]
+            warn_on_first_rank(
+                f"The run resumes at batch {self.position}, and its training data are not those of the checkpoint: "
+                f"{'; '.join(changes)}. Some rows will come again in this epoch and others not at all. Set these back "
+                "to resume the same run."
+            )

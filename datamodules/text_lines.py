@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datamodules.faults import DataError, Faults
 from flow_rl.file_kinds import kind_of
+from flow_rl.names import bad_character
 from flow_rl.suggestions import nearest_path
 
 #: what ends a line. JSON allows no bare carriage return in a string, so that an old Mac's line ends are safe, too.
@@ -57,6 +58,8 @@ def _read(path: str | Path) -> bytes:
     shown = str(path)
     if not shown.strip():
         raise DataError([f"'{shown}' is no path: name a file."])
+    if found := bad_character(shown):
+        raise DataError([f"Cannot read the file {shown!a:.200}: its path holds {found}."])
     try:
         file = Path(path)
         if file.is_dir():
@@ -70,10 +73,8 @@ def _read(path: str | Path) -> bytes:
         return file.read_bytes()
     except DataError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL character
-        raise DataError(
-            [f"Cannot read the file '{shown!a:.200}': {getattr(error, 'strerror', None) or error}."]
-        ) from None
+    except OSError as error:
+        raise DataError([f"Cannot read the file '{shown!a:.200}': {error.strerror or error}."]) from None
 
 
 def _why_missing(path: str) -> str:

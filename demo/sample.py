@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import QwenImage21Pipeline
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def load(path: str | Path) -> QwenImage21Pipeline:
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    source = None if args.source is None else Image.open(args.source).convert("RGB")
+    source = None if args.source is None else ImageOps.exif_transpose(Image.open(args.source)).convert("RGB")
     image = sample(
         load(args.model),
         args.prompt,

@@ -42,6 +42,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 #: text chunks of a PNG that say how to show it; all others are notes, such as a ComfyUI workflow of megabytes
 _SHOWN_TEXT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+#: what `kind_of` calls pictures that are read where they are whole
+_PICTURES = ("a PNG picture", "a JPEG picture", "a GIF picture", "a WebP picture")
 #: modes of pixels that have one meaning; 16-bit greys beside them
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 #: modes of pixels, by the colour space that an embedded profile for them has
@@ -117,6 +119,8 @@ def decode_picture(
         kind = kind_of(data)
         known = ", ".join(format for format in formats if format != "DIB")
         said = f"it is {kind}" if kind else "broken, or no picture of a known format"
+        if kind in _PICTURES:
+            said = f"broken ({kind} by its first bytes)"
         raise PictureError(f"Cannot read {name}: {said}. Formats that are read: {known}.") from None
     except Image.DecompressionBombError:
         raise PictureError(f"Cannot read {name}: {_too_large(max_pixels)}") from None

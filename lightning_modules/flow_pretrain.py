@@ -41,6 +41,7 @@ class FlowPretrain(TrainedModule):
         caption_dropout: share of captions replaced by the blank prompt, in [0, 1).
         timestep_shift: noise levels are s u / (1 + (s - 1) u) with u uniform: above 1, more time at high noise.
         gradient_clip: largest gradient norm.
+        max_prompt_tokens: refuse longer captions as they are encoded; None takes the family's limit.
         seed: of noise, noise levels and dropped captions.
     """
 
@@ -54,12 +55,15 @@ class FlowPretrain(TrainedModule):
         caption_dropout: float = 0.1,
         timestep_shift: float = 3.0,
         gradient_clip: float = 1.0,
+        max_prompt_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         peek_grid(model_path, (image_size, image_size))
         check_optimizer(optimizer, lr_scheduler)
         check_above_zero("model", gradient_clip=gradient_clip)
+        if max_prompt_tokens is not None:
+            check_above_zero("model", max_prompt_tokens=max_prompt_tokens)
         if not 0 <= caption_dropout < 1:
             raise ValueError(
                 f"model.caption_dropout is {caption_dropout}; it is a share in [0, 1). At 1 no caption is ever read."
@@ -74,6 +78,7 @@ class FlowPretrain(TrainedModule):
         self.caption_dropout = caption_dropout
         self.timestep_shift = timestep_shift
         self.gradient_clip = gradient_clip
+        self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
         self.model: ImageModel | None = None
         self.validation_loss = MeanMetric()
@@ -93,6 +98,8 @@ class FlowPretrain(TrainedModule):
             return
         size = (self.image_size, self.image_size)
         self.model = load_image_model(self.model_path, image_size=size, empty=is_sharded_run(self))
+        if self.max_prompt_tokens is not None:
+            self.model.max_prompt_tokens = self.max_prompt_tokens
         self.model.transformer.requires_grad_(True)
         if self.train_text_encoder:
             self.model.text_encoder.requires_grad_(True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from demo.pipeline.agreement import reward_agreement
@@ -25,6 +24,7 @@ from flow_rl.evaluation.bench import OVERALL, gain, image_values, prompt_values
 from flow_rl.evaluation.curves import read_tensorboard_curves
 from flow_rl.evaluation.statistics import bootstrap_mean
 from flow_rl.models.images import from_uint8
+from flow_rl.pictures import read_picture
 from flow_rl.rewards.spec import RewardSpec
 
 TREES = {"t2i": Path("demo/bench/t2i.yaml"), "edit": Path("demo/bench/edit.yaml")}
@@ -245,5 +245,4 @@ def _sources(path: Path) -> dict[int, Path]:
 
 
 def _image(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        return from_uint8(np.asarray(image.convert("RGB"))[None].copy())[0]
+    return from_uint8(np.array(read_picture(path))[None])[0]

@@ -125,13 +125,17 @@ class QwenImage(PipelineModel):
 
     def _tokens(self, prompts: Sequence[str]) -> Any:
         pipe = self._pipeline
-        return pipe.tokenizer(
-            [pipe.prompt_template_encode.format(prompt or " ") for prompt in prompts],
-            max_length=pipe.prompt_template_encode_start_idx + MAX_TEXT_TOKENS,
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
-        )
+        texts = [pipe.prompt_template_encode.format(prompt or " ") for prompt in prompts]
+        inputs = pipe.tokenizer(texts, padding=True, return_tensors="pt")
+        # Diffusers cuts there without a word. A tokenizer that splits the system message finely leaves less room.
+        room = MAX_TEXT_TOKENS + pipe.prompt_template_encode_start_idx
+        if inputs["input_ids"].shape[1] > room:
+            longest = int(inputs["attention_mask"].sum(dim=1).argmax())
+            raise ValueError(
+                f"The prompt '{prompts[longest]:.60}...' and its template have {inputs['input_ids'].shape[1]} tokens, "
+                f"and the generator reads at most {room}. Shorten it."
+            )
+        return inputs
 
     def _tokens_and_pixels(self, prompts: Sequence[str], images: Tensor) -> Any:
         from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
