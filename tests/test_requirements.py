@@ -33,7 +33,7 @@ def imports(path: Path, known: set[str]) -> dict[str, int]:
     """Packages that a file imports beside known ones, and the line."""
     text = path.read_text(encoding="utf-8")
     # Parsing every file takes seconds; a line of prose may look like an import.
-    if set(re.findall(r"^\s*(?:import|from)\s+(\w+)", text, re.MULTILINE)) <= known:
+    if set(re.findall(r"^\s*(?:import|from(?=.*import))\s+(\w+)", text, re.MULTILINE)) <= known:
         return {}
     found: dict[str, int] = {}
     for node in ast.walk(ast.parse(text)):
@@ -51,7 +51,7 @@ def missing(root: Path, listed: set[str]) -> list[str]:
     own = {path.stem for path in root.iterdir() if path.suffix == ".py" or (path.is_dir() and path.name[0] != ".")}
     modules = {NAMES.get(name, name.replace("-", "_")) for name in listed}
     known = modules | own | sys.stdlib_module_names | OPTIONAL | INSIDE.keys()
-    files = [path for path in root.glob("*.py")]
+    files = list(root.glob("*.py"))
     files += [path for name in sorted(own) for path in sorted((root / name).rglob("*.py"))]
     return [
         f"{path.relative_to(root)}:{line} imports {name}"
