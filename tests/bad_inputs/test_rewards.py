@@ -421,7 +421,10 @@ def test_rewards_are_called_in_one_place() -> None:
     found = set()
     for room in ("flow_rl", "lightning_modules", "callbacks", "cli", "demo", "benchmarks"):
         for path in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = path.read_text(encoding="utf-8")
+            if ".score(" not in text and ".submit(" not in text:
+                continue
+            for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                     whose = ast.unparse(node.func.value)
                     if node.func.attr in ("score", "submit") and not whose.startswith(("super()", "pool", "executor")):
@@ -444,20 +447,10 @@ from flow_rl.rewards import Reward
 class Gone(Reward):
     def score(self, samples):
         return {}[samples.prompts[0]]
-
-
-class Dict(Reward):
-    def score(self, samples):
-        return {"score": samples.images.mean((1, 2, 3))}
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [("Gone", "raised KeyError: .*own_taste.py:7 in score"), ("Dict", "returned a dict")]
-)
 def test_a_run_ends_in_one_message(
-    kind: str,
-    words: str,
     tmp_path: Path,
     tiny_path: str,
     prompt_files: dict[str, str],
@@ -474,7 +467,7 @@ def test_a_run_ends_in_one_message(
                 "fit",
                 "--config=configs/demo/t2i_teacher.yaml",
                 f"--model.model_path={tiny_path}",
-                f"--model.rewards={{taste: {{class_path: own_taste.{kind}}}}}",
+                "--model.rewards={taste: {class_path: own_taste.Gone}}",
                 "--model.reward_weights={taste: 1.0}",
                 *(f"--data.{name}={path}" for name, path in prompt_files.items()),
                 "--data.prompts_per_step=2",
@@ -487,5 +480,5 @@ def test_a_run_ends_in_one_message(
     assert exit_info.value.code == 2
     assert "Traceback" not in told
     (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert re.match(rf"error: Reward 'taste' {words}", line)
-    assert f"(model.rewards.taste, class own_taste.{kind})" in line
+    assert re.match(r"error: Reward 'taste' raised KeyError: .*own_taste.py:7 in score", line)
+    assert "(model.rewards.taste, class own_taste.Gone)" in line
