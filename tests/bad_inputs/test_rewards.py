@@ -9,9 +9,10 @@ import random
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flow_rl.rewards import CompositeReward, GuardedReward, Part, Reward, Reward
 from flow_rl.rewards.asking import ask, call, statistics_of, submit
 from flow_rl.rewards.background import AsyncReward, ThreadedReward
 from flow_rl.rewards.category import CategoryReward
+from flow_rl.rewards.surroundings import computes_alone
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.score_queue import ScoreQueue
 from flow_rl.rl.scoring import score_all, score_safely
@@ -270,6 +272,43 @@ def test_the_draws_of_a_reward_go_on_from_call_to_call_apart_from_the_runs() -> 
             heard.append(float(ask(reward, shown(), "taste")[0]) - 1)
         assert float(torch.rand(1)) == own
     assert heard == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_reward_beside_the_run_undoes_nothing_of_it() -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def wait(_: Samples) -> None:
+        entered.set()
+        assert go.wait(30)
+
+    future = submit(ThreadedReward(Taste([3.0] * N, wait)), shown(), "slow")
+    assert entered.wait(30)
+    torch.set_default_dtype(torch.float64)
+    drawn = torch.get_rng_state()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            go.set()
+            assert torch.equal(future.result(30), torch.full((N,), 3.0, dtype=torch.float32))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_thread_that_computes_alone_undoes_what_its_rewards_change() -> None:
+    """The scoring service has such a thread."""
+
+    def run() -> None:
+        computes_alone()
+        ask(Taste([3.0] * N, lambda _: torch.set_default_dtype(torch.float64)), shown(), "taste", section="rewards")
+
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.warns(UserWarning, match=r"'taste' changed torch's default dtype \(rewards\.taste, class"),
+    ):
+        pool.submit(run).result(30)
+    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize("cpu", [True, False])
