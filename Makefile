@@ -8,14 +8,17 @@ STAGES ?=
 QUICK ?=
 # processes that share the tests
 WORKERS ?= 2
+# LOCKED=1 installs exactly what requirements.lock pins, with hashes, instead of the newest versions in the ranges
+LOCKED ?=
+REQUIREMENTS = $(if $(LOCKED),requirements.lock,requirements.txt)
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint lock
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--require-hashes) -r $(REQUIREMENTS)
 	touch $@
 
 demo: $(VENV)/.installed
@@ -33,3 +36,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+# writes requirements.lock anew: the newest versions in the ranges, for all platforms
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile requirements.txt --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --quiet --output-file requirements.lock

@@ -22,6 +22,7 @@ from torch import Tensor
 from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 from flow_rl.rewards.pixels import dequantise
+from flow_rl.rewards.surroundings import computes_alone
 
 #: what a batch has in common: reward, shape of the images, shape of the sources
 Key = tuple[str, tuple[int, ...], tuple[int, ...] | None]
@@ -69,8 +70,7 @@ class DynamicBatcher:
 
     def start(self) -> None:
         """Begin to score; call it inside the event loop."""
-        # As train.py does, so that a score is the same in the service and in the trainer; the flag is a thread's own.
-        self._worker = ThreadPoolExecutor(1, "rewards", initializer=torch.set_flush_denormal, initargs=(True,))
+        self._worker = ThreadPoolExecutor(1, "rewards", initializer=_prepare)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -174,6 +174,12 @@ class DynamicBatcher:
         samples = [waiting.sample for waiting in batch]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, _score, name, self.rewards[name], samples)
+
+
+def _prepare() -> None:
+    # As train.py does, so that a score is the same in the service and in the trainer; the flag is a thread's own.
+    torch.set_flush_denormal(True)
+    computes_alone()
 
 
 def _pixels(key: Key) -> int:

@@ -103,20 +103,21 @@ async def read_body(request: Request, limit: int) -> bytearray:
     Raises:
         HTTPException: 400 the client went, 408 it took too long, 413 it is too large.
     """
-    body = bytearray()
-    try:
+    body, received, more = bytearray(), 0, True
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    break
-    except TimeoutError:
-        raise refusal(408, f"The body did not arrive in {BODY_TIMEOUT_S:g} s.") from None
-    except ClientDisconnect:
-        raise refusal(400, "The connection closed before the body was complete.") from None
-    if len(body) > limit:
-        await drain(request)
+            while more and received <= max(limit, DRAIN_BYTES):  # what is too much is thrown away, not left unread
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise refusal(400, "The connection closed before the body was complete.")
+                received += len(message.get("body", b""))
+                more = message.get("more_body", False)
+                if received <= limit:
+                    body += message.get("body", b"")
+    if received > limit:
         raise _too_large(limit)
+    if more:
+        raise refusal(408, f"The body did not arrive in {BODY_TIMEOUT_S:g} s.")
     return body
 
 

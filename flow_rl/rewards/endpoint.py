@@ -29,6 +29,8 @@ from flow_rl.rewards.wire import REQUEST_ID_HEADER, read_token
 MAX_WAIT_S = 60.0
 #: how much of an error's body a message quotes
 QUOTED = 300
+#: its own: a retry must not change what the run draws
+_jitter = random.Random()
 #: longest answer that is read
 MAX_ANSWER_BYTES = 32 * 2**20
 
@@ -188,7 +190,7 @@ class Endpoint:
         return self._client, self._places
 
     def _backoff(self, attempt: int) -> float:
-        return min(self.settings.backoff_s * 2 ** (attempt - 1), MAX_WAIT_S) * random.uniform(0.5, 1.5)
+        return min(self.settings.backoff_s * 2 ** (attempt - 1), MAX_WAIT_S) * _jitter.uniform(0.5, 1.5)
 
 
 def check_url(url: str) -> str:

@@ -125,10 +125,15 @@ def _set_backend(name: str, value: bool) -> None:
     setattr(torch.backends.cudnn, name, value)
 
 
-SETTINGS = (
-    Setting(name="torch's default dtype", read=torch.get_default_dtype, write=torch.set_default_dtype),
+#: each thread has its own
+OF_THREAD = (
     Setting(name="torch's default device", read=torch.get_default_device, write=_set_default_device),
     Setting(name="torch's grad mode", read=torch.is_grad_enabled, write=torch.set_grad_enabled),
+    Setting(name="torch's flushing of denormals", read=_denormals_are_flushed, write=torch.set_flush_denormal),
+)
+#: of the whole process: a thread beside others cannot know who changed them
+OF_PROCESS = (
+    Setting(name="torch's default dtype", read=torch.get_default_dtype, write=torch.set_default_dtype),
     Setting(name="torch's number of threads", read=torch.get_num_threads, write=torch.set_num_threads),
     Setting(
         name="torch's precision of matrix products",
@@ -145,7 +150,6 @@ SETTINGS = (
         read=lambda: torch.backends.cudnn.benchmark,
         write=lambda value: _set_backend("benchmark", value),
     ),
-    Setting(name="torch's flushing of denormals", read=_denormals_are_flushed, write=torch.set_flush_denormal),
     Setting(name="numpy's handling of errors", read=np.geterr, write=lambda value: np.seterr(**value)),
     Setting(name="the working directory", read=_directory, write=_to_directory),
 )
@@ -156,12 +160,20 @@ HANDLERS = tuple(
 )
 
 
+_this_thread = threading.local()
+
+
+def computes_alone() -> None:
+    """Say that this thread is the only one of the process that computes: what changes meanwhile, it changed."""
+    _this_thread.alone = True
+
+
 class ProcessState:
     """The settings and random generators of this process, as they were before a reward was asked.
 
     In the main thread, which waits for the reward, the reward draws from random generators of its own: they start from
-    the run's state at its first call and continue at the next. Elsewhere the run may draw meanwhile, and they are left
-    alone.
+    the run's state at its first call and continue at the next. Elsewhere the run may draw meanwhile, or change a
+    setting of the process, and both are left alone.
 
     Args:
         reward: who is going to be asked.
@@ -170,7 +182,8 @@ class ProcessState:
 
     def __init__(self, reward: Reward, *, cuda: bool) -> None:
         main = threading.current_thread() is threading.main_thread()
-        self._settings = SETTINGS + (HANDLERS if main else ())
+        alone = main or getattr(_this_thread, "alone", False)
+        self._settings = OF_THREAD + (OF_PROCESS if alone else ()) + (HANDLERS if main else ())
         self._values = [setting.read() for setting in self._settings]
         self._reward = reward
         self._random = _RandomState.now(cuda=cuda) if main else None

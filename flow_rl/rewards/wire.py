@@ -16,13 +16,12 @@ import binascii
 import io
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 from torch import Tensor
 
 from flow_rl.rewards.base import Reward
@@ -210,6 +209,6 @@ def explain_validation(error: ValidationError) -> str:
     return f"{where[:QUOTED]}: {faults[0]['msg'].removeprefix('Value error, ')[:QUOTED]}{_shown(faults[0])}{more}."
 
 
-def _shown(fault: ErrorDetails) -> str:
+def _shown(fault: Mapping[str, Any]) -> str:
     value = fault.get("input")
     return f", received {value!r:.60}" if isinstance(value, str | int | float | bool | None) else ""

@@ -122,10 +122,13 @@ class ScoreQueue:
         with self.clock.phase("reward_wait"):
             for name in self.rewards:
                 column = columns.get(name)
-                joined.append(torch.full((count,), torch.nan) if column is None else self._result(column))
+                if isinstance(column, Future):
+                    joined.append(self._result(column))
+                else:
+                    joined.append(torch.full((count,), torch.nan) if column is None else column.result())
         return torch.stack(joined, dim=1)
 
-    def _result(self, future: Future[Tensor] | Received) -> Tensor:
+    def _result(self, future: Future[Tensor]) -> Tensor:
         try:
             return future.result()
         except CancelledError:

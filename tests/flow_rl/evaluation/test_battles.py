@@ -186,9 +186,9 @@ def test_battles_survive_the_file(tmp_path):
     assert read_battles(tmp_path / "battles.jsonl") == battles
     with (tmp_path / "battles.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": 3}) + "\n")
-    with pytest.raises(ValueError, match="line 6: not a battle"):
+    with pytest.raises(ValueError, match="line 6: expected an object with prompt"):
         read_battles(tmp_path / "battles.jsonl")
-    with pytest.raises(ValueError, match="No file of battles"):
+    with pytest.raises(ValueError, match=r"No file .*none\.jsonl"):
         read_battles(tmp_path / "none.jsonl")
 
 
