@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
+from callbacks.stop_signals import StopSignals
 from cli.config_stack import expand, settings_only
 from cli.errors import explain_instantiation, explain_parsing
 from cli.literal_text import LiteralParser, finished, install
@@ -157,7 +158,7 @@ class FlowCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
-            return super().instantiate_trainer(callbacks=list(built_callbacks(self).values()), **kwargs)
+            return super().instantiate_trainer(callbacks=[StopSignals(), *built_callbacks(self).values()], **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
             raise SettingError(f"trainer: {error}") from error
 

@@ -24,7 +24,7 @@ ROOMS = (
     "planning",
 )
 #: files of the library that lie below every room
-LEAVES = ("__init__", "batches", "errors", "messages", "strict_yaml", "suggestions")
+LEAVES = ("__init__", "batches", "errors", "messages", "stop_signal", "strict_yaml", "suggestions")
 APPLICATION = ("benchmarks", "callbacks", "cli", "datamodules", "demo", "lightning_modules", "strategies")
 #: what the library must not import, not even inside a function
 OUTSIDE = ("lightning", "lightning_fabric", "pytorch_lightning", "jsonargparse", "tests", "train", *APPLICATION)

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from flow_rl.rewards.background import AsyncReward
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
+from flow_rl.stop_signal import wait_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class CompositeReward(Reward):
         }
         try:
             own = {name: part.reward.score(samples) for name, part in self.components.items() if name not in pending}
-            scores = own | {name: future.result() for name, future in pending.items()}
+            scores = own | {name: wait_for(future) for name, future in pending.items()}
         finally:
             for future in pending.values():
                 future.cancel()
