@@ -12,7 +12,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from callbacks.run_checkpoint import RunCheckpoint
+from flow_rl import stop_signal
 from flow_rl.distributed.gradients import any_rank
+from flow_rl.stop_signal import StopAsked
 from strategies.checkpoint_files import SUFFIX
 
 #: exit status of a run that stopped in good order and wants to be started again (EX_TEMPFAIL of sysexits.h)
@@ -32,7 +34,8 @@ class Preemption(Checkpoint):
     The handler only sets a flag. Ranks vote after every `every`-th step, so it doesn't matter which of them got the
     signal, and the collectives of a step are never cut in two. Lightning's own handler, which communicates while the
     other ranks do something else, is put aside for the time of training. A signal during validation waits for the next
-    step, and one after the last step changes nothing.
+    step, and one after the last step changes nothing. A wait for scores is given up after ten seconds; on one rank, the
+    state before the iteration is saved then.
 
     As a `Checkpoint` it runs after all other callbacks: the EMA and whatever else follows a step are saved as of it.
 
@@ -58,6 +61,14 @@ class Preemption(Checkpoint):
 
     def _note(self, number: int, frame: Any) -> None:
         self._asked = True
+        stop_signal.note()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Several ranks save together, and the others may be waiting for this one: their last checkpoint counts.
+        if isinstance(exception, StopAsked) and exception.between_updates and trainer.world_size == 1:
+            self._save(trainer)
+            exception.code = EXIT_PREEMPTED
 
     @override
     def on_train_batch_end(
@@ -65,8 +76,12 @@ class Preemption(Checkpoint):
     ) -> None:
         if (batch_idx + 1) % self.every or not any_rank(self._asked):
             return
+        self._save(trainer)
+        raise Preempted
+
+    def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:
-            raise Preempted
+            return
         path = self._directory(trainer) / f"preempted-step={trainer.global_step}{SUFFIX}"
         earlier = [p for p in path.parent.glob(f"preempted-step=*{SUFFIX}") if p.name != path.name]
         trainer.save_checkpoint(path)
@@ -76,7 +91,6 @@ class Preemption(Checkpoint):
         for old in earlier:
             trainer.strategy.remove_checkpoint(old)
         rank_zero_info(f"Preempted: saved '{path}'. Start again with --ckpt_path last.")
-        raise Preempted
 
     def _directory(self, trainer: Trainer) -> Path:
         if self.directory is not None:

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.stop_signals import StopSignals
 from cli.config_stack import expand, settings_only
 from cli.errors import explain_disk, explain_instantiation, explain_parsing, refused_by_disk
 from cli.literal_text import LiteralParser, finished, install
@@ -199,7 +200,7 @@ class FlowCLI(LightningCLI):
 
             callbacks.append(RoomOnDisk())
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            return super().instantiate_trainer(callbacks=[StopSignals(), *callbacks], **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
             raise SettingError(f"trainer: {error}") from error
 

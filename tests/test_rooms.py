@@ -33,6 +33,7 @@ LEAVES = (
     "messages",
     "names",
     "pictures",
+    "stop_signal",
     "strict_yaml",
     "suggestions",
 )

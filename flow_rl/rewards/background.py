@@ -19,6 +19,7 @@ from typing_extensions import override
 from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 from flow_rl.rewards.faults import select
+from flow_rl.stop_signal import wait_for
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class AsyncReward(Reward):
         """Score a batch and wait for it."""
         future = self.submit(samples)
         try:
-            return future.result()
+            return wait_for(future)
         except BaseException:  # Ctrl-C while waiting: don't leave the requests running
             future.cancel()
             raise

@@ -15,6 +15,7 @@ from typing_extensions import override
 from flow_rl.rewards.asking import ask, submit
 from flow_rl.rewards.background import AsyncReward
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
+from flow_rl.stop_signal import wait_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class CompositeReward(Reward):
                 for name, part in self.components.items()
                 if name not in pending
             }
-            scores = own | {name: future.result() for name, future in pending.items()}
+            scores = own | {name: wait_for(future) for name, future in pending.items()}
         finally:
             for future in pending.values():
                 future.cancel()

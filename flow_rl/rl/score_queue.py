@@ -20,6 +20,7 @@ from flow_rl.rewards.background import AsyncReward
 from flow_rl.rl.objectives import Rollout
 from flow_rl.rl.phases import PhaseClock
 from flow_rl.rl.scoring import samples_of
+from flow_rl.stop_signal import StopAsked, wait_for
 
 
 class ScoreQueue:
@@ -130,7 +131,10 @@ class ScoreQueue:
 
     def _result(self, future: Future[Tensor]) -> Tensor:
         try:
-            return future.result()
+            return wait_for(future)
+        except StopAsked as stop:
+            stop.between_updates = True  # gradients may have begun to add up, and no optimizer has stepped
+            raise
         except CancelledError:
             if self._failure is None:
                 raise
