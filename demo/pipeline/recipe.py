@@ -208,6 +208,7 @@ def _test(plan: Plan, row: Row, task: str) -> Stage:
         arguments=["train.py", "test", *_stack(configs), *plan.common, *where, *small],
         inputs=[*_files(configs), *CODE, plan.model_path(row.model), *data, ASSETS],
         output=run / "test_scores.jsonl",
+        resumes_from=(run,),  # a test refuses the records of another one
     )
 
 

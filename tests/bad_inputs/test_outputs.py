@@ -110,9 +110,14 @@ def test_export_replaces_an_export_and_an_empty_folder(tmp_path: Path) -> None:
 
 def test_files_that_came_meanwhile_stay(tmp_path: Path) -> None:
     path = exported(tmp_path / "export", "old")
-    with pytest.raises(CannotWrite, match="export-2"), replacing(path) as partial:
-        filled(partial, "weights", "new")
-        filled(path, "note")
+
+    def export() -> None:
+        with replacing(path) as partial:
+            filled(partial, "weights", "new")
+            filled(path, "note")
+
+    with pytest.raises(CannotWrite, match="export-2"):
+        export()
     assert (path / "note").is_file()
     assert (path / "deep" / "weights").read_text(encoding="utf-8") == "old"
     assert (tmp_path / "export-2" / "weights").read_text(encoding="utf-8") == "new"
