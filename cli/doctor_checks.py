@@ -142,7 +142,7 @@ def _teachers_are_there(setup: Setup) -> Iterator[str]:
                 check_model_path(teacher.path)
             except ValueError as error:
                 yield f"{where}: {error} Train that teacher first; callbacks.ExportModel writes it."
-        if teacher.adapter is not None and not Path(teacher.adapter).is_dir():
+        if teacher.adapter is not None and not Path(teacher.adapter).exists():
             yield (
                 f"{where}: no adapter at '{teacher.adapter}'. Train that teacher first; callbacks.ExportAdapter writes "
                 "it."

@@ -28,10 +28,10 @@ def problems_of_outputs(setup: Setup) -> Iterator[str]:
         if checkpoint.dirpath and (why := why_unwritable(checkpoint.dirpath)):
             yield f"ModelCheckpoint.dirpath '{checkpoint.dirpath}': {why}. Choose another folder."
     replaced = [Path(path) for demands in setup.demands for path in demands.replaces]
-    kept = {"the run's folder": Path(setup.run_directory)}
-    kept |= {"the run's checkpoints": Path(c.dirpath) for c in setup.checkpoints if c.dirpath}
+    kept = [("the run's folder", Path(setup.run_directory))]
+    kept += [("the run's checkpoints", Path(c.dirpath)) for c in setup.checkpoints if c.dirpath]
     for number, path in enumerate(replaced):
-        for what, other in [*kept.items(), *inputs_of(setup).items()]:
+        for what, other in [*kept, *inputs_of(setup).items()]:
             if _is_or_holds(path, other):
                 yield (
                     f"The export's directory '{path}' is or holds {what} ('{other}'), which it would replace. "

@@ -64,7 +64,7 @@ def check_fit(folder: Path, checkpoints: list[str], resumes_from: str | None) ->
     inside = resumes_from is not None and Path(resumes_from).resolve().parent in [
         Path(d).resolve() for d in checkpoints
     ]
-    unknown = owner == UNKNOWN and (folder / "config.yaml").exists() and not inside
+    unknown = owner == UNKNOWN and not inside and not _is_of_lightning(folder / "config.yaml")
     if unknown or owner in (*EVALUATIONS, "curate"):
         raise SettingError(
             f"'{folder}' holds the records of {owner}. Give this training another --run.name, or move that folder."
@@ -215,6 +215,14 @@ def _owner(folder: Path) -> str | None:
     # Earlier versions left no record; what they or a user left is nobody's to mix with.
     found = [p for p in folder.iterdir() if p.name != LOCK and not (p.is_dir() and (p / RECORD).is_file())]
     return UNKNOWN if found else None
+
+
+def _is_of_lightning(config: Path) -> bool:
+    """Whether there is no such file, or one that a run of an earlier version wrote."""
+    try:
+        return not config.exists() or config.read_text(encoding="utf-8").startswith("# lightning")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _is_same(folder: Path, command: str, digest: str) -> bool:

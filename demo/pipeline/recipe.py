@@ -218,6 +218,7 @@ def _test(plan: Plan, row: Row, task: str) -> Stage:
             *([plan.reward_model, RUBRICS] if compared else []),
         ],
         output=run / "test_scores.jsonl",
+        resumes_from=(run,),  # a test refuses the records of another one
     )
 
 

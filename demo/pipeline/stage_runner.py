@@ -129,6 +129,8 @@ class StageRunner:
             _remove(stage.resumes_from)
         last = stage.checkpoints / "last.ckpt" if stage.checkpoints is not None else None
         resumes = same and not entry.get("done") and last is not None and _newer(last, entry["started"])
+        if not resumes and stage.checkpoints is not None:  # a training that starts anew refuses another one's folder
+            _remove(sorted(stage.checkpoints.glob("*.ckpt")))
         # What was spent up to the checkpoint counts; what came after it is done again.
         before = last.stat().st_mtime - entry["started"] + entry["seconds"] if resumes else 0.0
         self._remember(stage.name, fingerprint=fingerprint, done=False, seconds=before, started=time.time())

@@ -21,7 +21,8 @@ class Stage:
         output: a file or directory that is there once the stage is done.
         checkpoints: directory of a training's checkpoints, from whose `last.ckpt` it can resume; None starts anew.
         makes: files that other stages may read; empty for all that lies in the output's folder.
-        resumes_from: files from which the command itself resumes. They are removed where its inputs have changed.
+        resumes_from: files from which the command itself resumes, or that it would not replace. They are removed where
+            its inputs have changed.
     """
 
     name: str

@@ -34,7 +34,8 @@ class TeacherSettings:
     path: str | None = None
     """Directory in the diffusers layout; null is the student's `model_path`. With an adapter: what it adapts."""
     adapter: str | None = None
-    """Directory of a LoRA over `path`, as callbacks.ExportAdapter writes it; null for none."""
+    """Directory or .safetensors file of a LoRA over `path`, as callbacks.ExportAdapter, diffusers, PEFT, kohya or
+    ComfyUI write it; null for none."""
 
     def __post_init__(self) -> None:
         if self.guidance.scale < 1:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from flow_rl.models.adapter_files import ADAPTER_FILE, load_factors, read_layers
 from flow_rl.models.stored import standing_in
 from flow_rl.models.whole import first_rank, is_sharded, whole_state
 
@@ -29,8 +31,6 @@ if TYPE_CHECKING:  # peft takes seconds to import, and most commands have no ada
 
 #: name that peft gives the adapter of `add_lora`
 STUDENT_ADAPTER = "default"
-#: name of diffusers for an adapter's weights
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 class MasterLinear(nn.Linear):
@@ -146,18 +146,25 @@ def adapter_delta(name: str, module: BaseTunerLayer, state: Mapping[str, Tensor]
 
 
 def save_adapter(transformer: ModelMixin, path: str | Path, *, name: str = STUDENT_ADAPTER) -> None:
-    """Write one adapter alone, in the layout that diffusers' `load_lora_adapter` reads.
+    """Write one adapter alone, so that diffusers reads it with `pipe.load_lora_weights` and with `load_lora_adapter`.
+
+    Each factor is there twice: as a pipeline calls it (`transformer.<layer>.lora_A.weight`), and as a transformer does,
+    without the prefix. The scale is in B, since such a file can't hold an alpha that all of its readers find.
 
     Every rank must ask for a sharded one, and the first writes it.
     """
     adapters = whole_state(transformer, part=".lora_")
     if not first_rank():
         return
-    transformer.state_dict = lambda *_args, **_named: adapters  # diffusers asks the module, which may hold shards
-    try:
-        transformer.save_lora_adapter(str(path), adapter_name=name)
-    finally:
-        del transformer.state_dict
+    layers = {layer: module for layer, module in adapted_layers(transformer) if name in module.lora_A}
+    factors: dict[str, Tensor] = {}
+    for layer, module in layers.items():
+        down, up = (adapters[f"{layer}.lora_{side}.{name}.weight"] for side in "AB")
+        factors[f"{layer}.lora_A.weight"] = down.cpu().contiguous()
+        factors[f"{layer}.lora_B.weight"] = (up.float() * module.scaling[name]).to(up.dtype).cpu().contiguous()
+    Path(path).mkdir(parents=True, exist_ok=True)
+    both = factors | {f"transformer.{key}": tensor.clone() for key, tensor in factors.items()}
+    save_file(both, Path(path) / ADAPTER_FILE, metadata={"format": "pt"})
 
 
 def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) -> None:
@@ -167,15 +174,17 @@ def load_frozen_adapter(transformer: ModelMixin, path: str | Path, name: str) ->
 
     Args:
         transformer: gets the adapter in place; the one in use and what is trainable stay as they are.
-        path: directory that `save_adapter` or diffusers wrote; see `check_adapter`.
+        path: of an adapter, in any layout of `adapter_files`; see `check_adapter`.
         name: to switch to it by.
     """
     trainable = {id(p) for p in transformer.parameters() if p.requires_grad}
     before: list[str] = next((layer.active_adapters for _, layer in adapted_layers(transformer)), [])
+    linear = {n.replace(".base_layer", "") for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    layers = read_layers(path, linear)
+    if unknown := sorted(layers.keys() - linear):
+        raise ValueError(f"The adapter '{path}' adapts '{unknown[0]}', which is no linear layer of the transformer.")
     with standing_in(transformer):
-        transformer.load_lora_adapter(
-            str(path), prefix=None, adapter_name=name, weight_name=ADAPTER_FILE, use_safetensors=True
-        )
+        transformer.load_lora_adapter(load_factors(path, layers), prefix=None, adapter_name=name)
     settle_adapter(transformer, name, dtype=None)
     use_adapter(transformer, before[0] if before else None)
     for parameter in transformer.parameters():
@@ -196,44 +205,29 @@ def use_adapter(transformer: nn.Module, name: str | None) -> None:
         parameter.requires_grad_(id(parameter) in trainable)
 
 
-def adapter_file(path: str | Path) -> Path:
-    """The file of an adapter's directory.
-
-    Raises:
-        ValueError: no such directory, or none in diffusers' layout.
-    """
-    file = Path(path) / ADAPTER_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"No adapter at '{path}': expected a directory with {ADAPTER_FILE}, as callbacks.ExportAdapter or "
-            "diffusers' save_lora_adapter writes it."
-        )
-    return file
-
-
 def check_adapter(path: str | Path, transformer: str | Path) -> None:
     """Refuse an adapter whose factors do not fit the saved transformer's layers. No weights are loaded.
 
     Args:
-        path: the adapter's directory.
+        path: of the adapter, in any layout of `adapter_files`.
         transformer: directory with the transformer's safetensors.
 
     Raises:
-        ValueError: naming the first layer that is missing or has another shape.
+        ValueError: naming the first layer that is missing or has another shape, or what the file is.
     """
     shapes = _shapes(Path(transformer).glob("*.safetensors"))
-    factors = _shapes([adapter_file(path)])
-    for key, shape in sorted(factors.items()):
-        layer, _, factor = key.removesuffix(".weight").rpartition(".lora_")
+    layers = read_layers(path, {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")})
+    for layer, factors in layers.items():
         own = shapes.get(f"{layer}.weight")
         if own is None:
             raise ValueError(f"The adapter '{path}' adapts '{layer}', which '{transformer}' does not have.")
-        inside, side = (shape[1], own[1]) if factor == "A" else (shape[0], own[0])
-        if inside != side:
-            what = "inputs" if factor == "A" else "outputs"
-            raise ValueError(
-                f"The adapter '{path}' is made for a '{layer}' with {inside} {what}; '{transformer}' has {side} there."
-            )
+        outputs, inputs = own[0], own[-1]
+        for what, inside, side in (("inputs", factors.inputs, inputs), ("outputs", factors.outputs, outputs)):
+            if inside != side:
+                raise ValueError(
+                    f"The adapter '{path}' is made for a '{layer}' with {inside} {what}; '{transformer}' has {side} "
+                    "there."
+                )
 
 
 def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
