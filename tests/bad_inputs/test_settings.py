@@ -33,7 +33,7 @@ FILES = [
     ("a: 1".encode("utf-16"), "begins like UTF-16"),
     (b"a: \x00\n", "f.yaml:1: not valid YAML"),
     (b"include: missing.yaml\n", "there is no file"),
-    (b"include: 3\n", "there is no file"),
+    (b"include: 3\n", "must be a path or a list of paths, received '3'"),
     (b"include: {a: 1}\n", "include must be a path or a list of paths"),
     (b"include: f.yaml\n", "a file can't come before itself"),
 ]
