@@ -58,6 +58,10 @@ from strategies.checkpoint_reading import read_description
 from strategies.precision import allow_tf32
 from strategies.resume import checkpoint_to_resume, end_with_launcher, mark_start, restarted, warning_of_restarts
 
+DESCRIPTION = (
+    "Trains, samples and scores image generators. `train.py doctor --config FILE ...` checks a configuration and plans "
+    "its memory and time without loading anything; `train.py doctor --help` says more."
+)
 #: set to 1 to see the traceback of a bad setting
 TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
 #: Lightning's functions that run one batch of fit, of validate and test, and of predict
@@ -325,7 +329,7 @@ def _run(cli: type[FlowCLI], args: list[str] | None) -> FlowCLI:
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
         parser_class=StrictParser,
-        parser_kwargs={"exit_on_error": False},
+        parser_kwargs={"exit_on_error": False, "description": DESCRIPTION},
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=args,
@@ -358,6 +362,8 @@ def main(args: list[str] | None = None) -> None:
         stopped = isinstance(error, RunStopped) or refused_by_disk(error)  # no fault of the code, whatever was running
         if os.environ.get(TRACEBACK_VARIABLE) == "1" or (_in_a_batch(error) and not stopped):
             raise
+        if stopped:
+            print(file=sys.stderr)  # a progress bar may stand on the line
         print(f"error: {explain_disk(error)}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
         sys.exit(2)
     finally:
