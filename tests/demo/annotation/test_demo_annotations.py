@@ -290,10 +290,10 @@ def test_prompts_take_turns_with_guidances(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_read_worst_is_annotated_next(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [render_group(d, 11, i, split="train") for d in ("alignment", "aesthetic") for i in range(4)]
-    # Off by 0, 1, 2, 3 in turn; the last alignment group cannot be read at all, which is worst.
-    off = {id(g): float(i % 4) for i, g in enumerate(groups)} | {id(groups[3]): float("nan")}
+    # Off by 0, 0.5, 1, 1.5 in turn, on the scale; the last alignment group cannot be read at all, which is worst.
+    off = {id(g): i % 4 / 2 for i, g in enumerate(groups)} | {id(groups[3]): float("nan")}
     known = {
-        image.numpy().tobytes(): judged.score + off[id(group)]
+        image.numpy().tobytes(): judged.score + (off[id(group)] if judged.score <= 3 else -off[id(group)])
         for group in groups
         for image, judged in zip(group.images, group.judgements, strict=True)
     }
