@@ -109,9 +109,12 @@ def claim(folder: Path, command: str, digest: str) -> None:
         SettingError: another process writes there.
         CannotWrite: the disk refused.
     """
+    advice = "It is the run directory: set --run.dir to another folder."
+    with writing(folder, advice=advice):
+        folder.mkdir(parents=True, exist_ok=True)
     lock(folder, "--run.name")
     record = {"command": command, "settings": digest}
-    with writing(folder, advice="Set --run.dir to another folder."):
+    with writing(folder, advice=advice):
         replace_file(folder / RECORD, (json.dumps(record) + "\n").encode())
 
 
@@ -170,7 +173,7 @@ def check_writable(folder: Path, setting: str = "--run.dir") -> None:
         SettingError: the folder can't be made or written to.
     """
     if why := why_unwritable(folder):
-        raise SettingError(f"Can't write to '{folder}': {why}. Set {setting} to another folder.")
+        raise SettingError(f"Can't write to the run directory '{folder}': {why}. Set {setting} to another folder.")
 
 
 def redirected(config: Any, folder: Path, place: Path) -> None:

@@ -210,7 +210,7 @@ UNDONE: dict[str, tuple[Callable[[Samples], Any], str]] = {
     "numpy errors": (lambda _: np.seterr(divide="raise"), "numpy's handling of errors"),
     "directory": (lambda _: os.chdir("/"), "the working directory"),
     "SIGTERM": (lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN), "the handler of SIGTERM"),
-    "SIGINT": (lambda _: signal.signal(signal.SIGINT, signal.SIG_IGN), "the handler of SIGINT"),
+    "SIGINT": (lambda _: signal.signal(signal.SIGINT, lambda *_: None), "the handler of SIGINT"),
     "draws of torch": (lambda _: torch.rand(3), "drew from the global random generator of torch"),
     "draws of numpy": (lambda _: np.random.rand(3), "random generator of numpy"),
     "draws of Python": (lambda _: random.random(), "random generator of Python"),

@@ -20,6 +20,7 @@ from cli.config_stack import content_of
 from demo.making.edit_prompts import write_edits
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier
+from flow_rl.files import replacing
 from flow_rl.rewards.reading import ReadingSettings
 from flow_rl.rewards.readout import digit_token_ids
 from flow_rl.rewards.rubrics import Rubric
@@ -60,11 +61,12 @@ def demo_edits(tmp_path_factory) -> dict[str, str]:
 def reward_run(tmp_path_factory) -> Path:
     """A run directory with the export of a reward model, untrained: the rewards that configs name can be built."""
     directory = tmp_path_factory.mktemp("reward")
-    export = shutil.copytree(toy_files()["model"], directory / "reward" / "export")
     rubrics = {name: Rubric.load(str(ROOT / "demo" / "rubrics" / f"{name}.yaml")) for name in DIMENSIONS}
-    digits = digit_token_ids(AutoProcessor.from_pretrained(export).tokenizer)
-    spec = RewardSpec(rubrics=rubrics, reading=ReadingSettings(), digit_token_ids=digits, validation={}, base="toy")
-    spec.write(export)
+    with replacing(directory / "reward" / "export") as export:
+        shutil.copytree(toy_files()["model"], export, dirs_exist_ok=True)
+        digits = digit_token_ids(AutoProcessor.from_pretrained(export).tokenizer)
+        spec = RewardSpec(rubrics=rubrics, reading=ReadingSettings(), digit_token_ids=digits, validation={}, base="toy")
+        spec.write(export)
     return directory
 
 

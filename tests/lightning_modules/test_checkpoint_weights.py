@@ -51,7 +51,7 @@ def test_a_trial_run_writes_nothing(policy, data, tmp_path) -> None:
     keeper = RunCheckpoint(dirpath=tmp_path / "checkpoints", every_n_train_steps=1, save_last="link")
     callbacks = (WeightEMA(decay=0.5), ExportModel(str(tmp_path / "export")), keeper)
     trainer(tmp_path, *callbacks, fast_dev_run=True, limit_val_batches=1).fit(policy("nft"), data())
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == []
 
 
 def test_a_base_is_known_by_its_content(tiny_path, tmp_path) -> None:

@@ -215,10 +215,14 @@ def test_another_text_encoder_is_refused(tiny_path, tmp_path) -> None:
 def test_missing_teachers_and_adapters_are_refused(tiny_path, t2i_teacher, tmp_path) -> None:
     assert "model.teachers.t2i: No model directory" in refusal({"t2i": unguided(str(tmp_path / "no"))}, tiny_path)
     assert "No adapter at" in refusal({"t2i": unguided(adapter=str(tmp_path))}, tiny_path)
-    save_file({"blocks.0.to_q.lora_A.weight": torch.zeros(4, 192)}, tmp_path / "pytorch_lora_weights.safetensors")
+    unknown = {"blocks.0.to_q.lora_A.weight": torch.zeros(4, 192), "blocks.0.to_q.lora_B.weight": torch.zeros(192, 4)}
+    save_file(unknown, tmp_path / "pytorch_lora_weights.safetensors")
     assert "adapts 'blocks.0.to_q'" in refusal({"t2i": unguided(adapter=str(tmp_path))}, tiny_path)
     key = "transformer_blocks.0.attn.to_q.lora_A.weight"
-    save_file({key: torch.zeros(4, 100)}, tmp_path / "pytorch_lora_weights.safetensors")
+    save_file(
+        {key: torch.zeros(4, 100), key.replace("_A.", "_B."): torch.zeros(192, 4)},
+        tmp_path / "pytorch_lora_weights.safetensors",
+    )
     assert "with 100 inputs" in refusal({"t2i": unguided(adapter=str(tmp_path))}, tiny_path)
 
 
