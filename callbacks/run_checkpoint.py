@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,13 +26,9 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # Under manual optimization Lightning's own saves here in a `fast_dev_run`, too.
-        if not trainer.fast_dev_run:
-            super().on_train_batch_end(trainer, *args, **kwargs)
-
-    @override
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if trainer.fast_dev_run:  # under manual optimization Lightning's own saves in a trial run as well
+            return
         versioned, self._enable_version_counter = self._enable_version_counter, False
         try:
             super()._save_last_checkpoint(trainer, monitor_candidates)
@@ -42,6 +37,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if trainer.fast_dev_run:
+            return
         super()._save_checkpoint(trainer, filepath)
         # Before an older checkpoint is removed: a crash in between must not leave a link to nothing.
         self.point_last_to(trainer, filepath)
