@@ -35,7 +35,7 @@ from callbacks.stop_signals import StopSignals
 from cli.config_stack import expand, settings_only
 from cli.errors import explain_disk, explain_instantiation, explain_parsing, refused_by_disk
 from cli.literal_text import LiteralParser, finished, install
-from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture
+from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture, wanted
 from cli.run_folder import (
     EVALUATIONS,
     check_fit,
@@ -195,7 +195,7 @@ class FlowCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        callbacks = list(built_callbacks(self).values())
+        callbacks = wanted(built_callbacks(self).values(), self.config_init[self.subcommand].trainer)
         for callback in callbacks:
             if type(callback) is ModelCheckpoint:
                 callback.__class__ = RunCheckpoint  # whatever its settings: `last.ckpt` must never stay behind

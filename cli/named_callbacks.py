@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import Callback
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from cli.config_stack import content_of
 from flow_rl.errors import SettingError
@@ -130,3 +131,21 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 def _as_list(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
+
+
+def wanted(callbacks: Iterable[Callback], trainer: Any) -> list[Callback]:
+    """The callbacks without those that the Trainer's switches take out.
+
+    A config names a progress bar and a checkpoint, and Lightning refuses both where its switch is off. The switch means
+    that the user wants none.
+
+    Args:
+        callbacks: in the order in which they run.
+        trainer: arguments of the Trainer, with `enable_progress_bar` and `enable_checkpointing`.
+    """
+    off: tuple[type[Callback], ...] = ()
+    if trainer.enable_progress_bar is False:
+        off += (ProgressBar,)
+    if trainer.enable_checkpointing is False:
+        off += (Checkpoint,)
+    return [callback for callback in callbacks if not isinstance(callback, off)]

@@ -182,22 +182,8 @@ def _log_every_n_steps(setup: Setup, given: Any) -> Iterator[str]:
         )
 
 
-def _enable_checkpointing(setup: Setup, given: Any) -> Iterator[str]:
-    names = [name for name, callback in setup.callbacks.items() if callback in setup.checkpoints]
-    if given is False and names:
-        yield (
-            f"trainer.enable_checkpointing is false, but callbacks.{names[0]} writes checkpoints. Take it out by "
-            f"--callbacks.{names[0]}=null, or leave enable_checkpointing out."
-        )
-
-
 def _enable_progress_bar(setup: Setup, given: Any) -> Iterator[str]:
     bars = [name for name, callback in setup.callbacks.items() if isinstance(callback, ProgressBar)]
-    if given is False and bars:
-        yield (
-            f"trainer.enable_progress_bar is false, but callbacks.{bars[0]} is one. Take it out by "
-            f"--callbacks.{bars[0]}=null."
-        )
     if len(bars) > 1:
         yield f"callbacks.{' and callbacks.'.join(bars)} are progress bars, and a run has one. Set all but one to null."
 
@@ -264,7 +250,7 @@ CHECKS: dict[str, Check | None] = {
     "check_val_every_n_epoch": _check_val_every_n_epoch,
     "num_sanity_val_steps": None,
     "log_every_n_steps": _log_every_n_steps,
-    "enable_checkpointing": _enable_checkpointing,
+    "enable_checkpointing": None,
     "enable_progress_bar": _enable_progress_bar,
     "enable_model_summary": None,
     "accumulate_grad_batches": None,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from jsonargparse import Namespace
+from lightning import Trainer
 from lightning.pytorch import callbacks as theirs
 
 from callbacks import PhaseProgressBar
 from cli.callback_checks import problems_of_callbacks
 from cli.config_stack import expand
+from cli.named_callbacks import wanted
 from cli.start_checks import check_name
 from cli.trainer_arguments import problems_of_trainer
 from flow_rl.errors import SettingError
@@ -104,12 +107,14 @@ def test_callbacks(make, words) -> None:
     assert words in message
 
 
-def test_switches_beside_the_callbacks_that_they_switch_off() -> None:
-    checkpoint = theirs.ModelCheckpoint("x", every_n_train_steps=1)
-    (message,) = problems_of_trainer(setup_with({"enable_checkpointing": False}, checkpoint=checkpoint))
-    assert "--callbacks.checkpoint=null" in message
-    (message,) = problems_of_trainer(setup_with({"enable_progress_bar": False}, progress=PhaseProgressBar()))
-    assert "--callbacks.progress=null" in message
+def test_switches_take_out_the_callbacks_that_they_switch_off() -> None:
+    checkpoint, bar, mine = theirs.ModelCheckpoint("x"), PhaseProgressBar(), theirs.Timer()
+    switches = {"enable_checkpointing": None, "enable_progress_bar": None}
+    for off, left in (({}, 3), ({"enable_checkpointing": False}, 2), ({"enable_progress_bar": False}, 2)):
+        found = wanted([checkpoint, bar, mine], Namespace(**(switches | off)))
+        assert len(found) == left
+        assert found[-1] is mine
+        Trainer(callbacks=found, logger=False, accelerator="cpu", **(switches | off))  # Lightning takes them
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/../../b"])
