@@ -29,6 +29,8 @@ LARGEST_COPY = 60 * 10**9
 
 #: largest share of the weights from before training in the average that is exported
 LARGEST_START = 0.1
+#: optimizer steps of a run that tries whether things work: nobody takes its export for a trained model
+TRIAL_STEPS = 5
 
 Check = Callable[[Setup], Iterator[str]]
 
@@ -189,7 +191,7 @@ def _takes_steps(setup: Setup) -> Iterator[str]:
 
 def _average_leaves_start(setup: Setup) -> Iterator[str]:
     steps, updates = setup.trainer.get("max_steps") or -1, setup.profile.updates
-    if steps <= 0 or setup.trainer.get("fast_dev_run"):
+    if steps <= TRIAL_STEPS or setup.trainer.get("fast_dev_run"):
         return
     for average in setup.averages:
         share = average.share_of_start(steps // updates, updates)
