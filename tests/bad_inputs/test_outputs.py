@@ -421,6 +421,7 @@ def test_last_checkpoint_never_stays_behind(tmp_path: Path) -> None:
     keeper = RunCheckpoint(dirpath=tmp_path, save_last="link", every_n_train_steps=1)
     assert keeper.state_key.startswith("ModelCheckpoint{")
     trainer = SimpleNamespace(
+        fast_dev_run=False,
         is_global_zero=True, save_checkpoint=saved, global_step=3, current_epoch=0, callback_metrics={}, loggers=[],
         ckpt_path=None, strategy=SimpleNamespace(
             barrier=lambda: None, reduce_boolean_decision=lambda x, **_: x, remove_checkpoint=lambda p: os.unlink(p)
