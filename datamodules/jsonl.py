@@ -10,7 +10,9 @@ from typing import Any
 
 from datamodules.faults import DataError, Faults
 from datamodules.text_lines import read_lines
+from flow_rl import strict_json
 from flow_rl.names import bad_character, is_blank, why_no_name
+from flow_rl.strict_json import RepeatedKeyError
 from flow_rl.suggestions import nearest
 
 #: an id keys noise, which takes 64 bits, and groups, which need one of them
@@ -104,28 +106,16 @@ def _refuse_other_layouts(path: str | Path, lines: Sequence[tuple[int, str]], fi
 
 def _parse(text: str) -> tuple[Any, str | None]:
     """The value of a line, and what is wrong with it."""
-    doubled: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        record = dict(items)
-        if len(record) < len(items):
-            keys = [key for key, _ in items]
-            doubled.extend(key for key in record if keys.count(key) > 1)
-        return record
-
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_constant)
+        return strict_json.parse(text), None
     except json.JSONDecodeError as error:
         return None, f"not JSON ({error.msg} at column {error.colno})."
+    except RepeatedKeyError as error:
+        return None, f"{error}."
     except RecursionError:
         return None, "not a record: values are nested too deeply."
     except ValueError as error:  # numbers of thousands of digits, NaN and the like
         return None, f"not JSON ({error})."
-    return value, f"the key {doubled[0]!a:.80} is written twice." if doubled else None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _fields(record: Any, fields: Mapping[str, type], known: Mapping[str, type]) -> str | None:

@@ -34,6 +34,7 @@ LEAVES = (
     "names",
     "pictures",
     "stop_signal",
+    "strict_json",
     "strict_yaml",
     "suggestions",
 )

@@ -16,6 +16,8 @@ from typing import Any
 
 from PIL import Image
 
+from flow_rl import strict_json
+from flow_rl.strict_json import NoNumberError, RepeatedKeyError
 from flow_rl.suggestions import nearest_path
 
 #: prompt id and member of an image
@@ -88,27 +90,19 @@ def _parsed(line: bytes, fields: Mapping[str, type], where: str) -> tuple[str, d
 
 def _json(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        return strict_json.parse(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1} of the line). Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error.msg}). Remove the line if it is torn.") from None
+    except RepeatedKeyError as error:
+        raise ValueError(f"{where}: '{error.key:.80}' is there twice: remove one.") from None
+    except NoNumberError as error:
+        raise ValueError(f"{where}: {error.word} is no number of JSON.") from None
     except RecursionError:
         raise ValueError(f"{where}: brackets in brackets, deeper than any such file has.") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(name for name in names if names.count(name) > 1):.80}' is there twice: remove one.")
-    return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON.")
 
 
 def _can_be_shown(text: str) -> bool:
