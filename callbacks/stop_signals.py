@@ -23,7 +23,7 @@ class StopSignals(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         stop_signal.forget()
 
-    def _listen(self) -> None:
+    def _listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
         # Lightning sets its own right before each stage, and in its teardown puts back what was there before.
@@ -39,25 +39,7 @@ class StopSignals(Callback):
         handle.notes_stops = True  # type: ignore[attr-defined]
         signal.signal(signal.SIGTERM, handle)
 
-    @override
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _listen
 
     @override
     def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -69,7 +51,4 @@ class StopSignals(Callback):
         if stop_signal.asked():
             raise stop_signal.StopAsked
 
-    @override
-    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        if stop_signal.asked():
-            raise stop_signal.StopAsked
+    on_predict_batch_start = on_test_batch_start
