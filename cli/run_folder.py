@@ -110,26 +110,25 @@ def claim(folder: Path, command: str, digest: str) -> None:
         CannotWrite: the disk refused.
     """
     advice = "It is the run directory: set --run.dir to another folder."
-    with writing(folder, advice=advice):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock(folder, "--run.name")
+    lock(folder, "--run.name", advice=advice)
     record = {"command": command, "settings": digest}
     with writing(folder, advice=advice):
         replace_file(folder / RECORD, (json.dumps(record) + "\n").encode())
 
 
-def lock(folder: Path, setting: str) -> None:
+def lock(folder: Path, setting: str, *, advice: str | None = None) -> None:
     """Hold a folder until `release`, or until this process ends, however that comes.
 
     Args:
         folder: made if it is missing.
         setting: by which another one is chosen.
+        advice: where the disk refuses; None says to change that setting.
 
     Raises:
         SettingError: another process holds it.
         CannotWrite: the disk refused.
     """
-    with writing(folder, advice=f"Set {setting} to another folder."):
+    with writing(folder, advice=advice or f"Set {setting} to another folder."):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+", encoding="utf-8")
         try:
@@ -166,14 +165,14 @@ def keep_former_config(folder: Path, name: str = "config.yaml") -> None:
         replace_file(folder / f"config_{len(former) + 1}.yaml", config.read_bytes())
 
 
-def check_writable(folder: Path, setting: str = "--run.dir") -> None:
+def check_writable(folder: Path) -> None:
     """Find out now, not after an hour, that there is nowhere to write. Nothing is made.
 
     Raises:
         SettingError: the folder can't be made or written to.
     """
     if why := why_unwritable(folder):
-        raise SettingError(f"Can't write to the run directory '{folder}': {why}. Set {setting} to another folder.")
+        raise SettingError(f"Can't write to the run directory '{folder}': {why}. Set --run.dir to another folder.")
 
 
 def redirected(config: Any, folder: Path, place: Path) -> None:
