@@ -48,9 +48,8 @@ class RunCheckpoint(ModelCheckpoint):
         if self.save_last != "link" or self.dirpath is None:
             return
         last = os.path.join(self.dirpath, f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-        if (
-            self.CHECKPOINT_NAME_LAST == type(self).CHECKPOINT_NAME_LAST
-        ):  # a name with metrics in it is Lightning's to fill
+        # A name of the user's own may have metrics in it, which is Lightning's to fill.
+        if self.CHECKPOINT_NAME_LAST == type(self).CHECKPOINT_NAME_LAST:
             self._link_checkpoint(trainer, filepath, last)
 
     @staticmethod
