@@ -26,7 +26,7 @@ from demo.world.captions import caption
 from demo.world.vocabulary import CATEGORIES
 from demo.world.world import SPLITS, Split, make_scene
 from flow_rl.batches import Prompts
-from flow_rl.evaluation.agreement import Agreement
+from flow_rl.evaluation.agreement import agreement_by_category
 from flow_rl.flow.guidance import Guidance
 from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Samples
@@ -71,13 +71,8 @@ def agreement(
     flat = images.flatten(0, 1)
     scores = ask(reward, Samples(images=flat, prompts=texts, categories=categories), "alignment", section=None)
     truths = SCORE_MIN + (SCORE_MAX - SCORE_MIN) * verifier.check(flat, texts).accuracy
-    found = {}
-    for name in ("all", *CATEGORIES):
-        rows = [row for row, category in enumerate(categories) if name in ("all", category)]
-        metric = Agreement()
-        metric.update(scores[rows], truths[rows], [row // members for row in rows])
-        found[name] = {key: float(value) for key, value in metric.compute().items()}
-    return found
+    groups = [row // members for row in range(len(flat))]
+    return agreement_by_category(scores, truths, groups, categories)
 
 
 def table(figures: Mapping[str, dict[str, float]], shown: Sequence[str] = SHOWN) -> str:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from demo.pipeline.models import GUIDED_BASE, TEACHERS
 from flow_rl.evaluation import RewardAgreement, ScoreTable
-from flow_rl.evaluation.agreement import Agreement
+from flow_rl.evaluation.agreement import ALL, agreement_by_category
 
-ALL = "all"
 #: by task, dimension to the judge's scores whose mean is its truth; the training's rewards have the dimensions' names
 TRUTHS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "t2i": {
@@ -49,26 +48,27 @@ def reward_agreement(
                 table = models.get(row)
                 if table is None or dimension not in table.scores:
                     continue
-                for category in (ALL, *sorted(set(table.categories))):
-                    part = table if category == ALL else table.select(category)
-                    agreement = _agreement(part, dimension, truth, on)
-                    if agreement.n:
-                        found.setdefault(dimension, {}).setdefault(category, []).append(agreement)
+                for category, agreement in _agreements(table, dimension, truth, on).items():
+                    found.setdefault(dimension, {}).setdefault(category, []).append(agreement)
     return found
 
 
-def _agreement(table: ScoreTable, dimension: str, truth: tuple[str, ...], on: str) -> RewardAgreement:
-    """Of the images that both have scored."""
+def _agreements(table: ScoreTable, dimension: str, truth: tuple[str, ...], on: str) -> dict[str, RewardAgreement]:
+    """By category, of the images that both have scored."""
     scores: NDArray[np.float64] = table.scores[dimension]
     truths = np.mean([table.scores[name] for name in truth], axis=0)
-    groups = np.repeat(np.arange(len(scores)), scores.shape[1])
     both = np.isfinite(scores) & np.isfinite(truths)
-    metric = Agreement()
-    metric.update(torch.from_numpy(scores[both]), torch.from_numpy(truths[both]), groups[both.ravel()].tolist())
-    figures = metric.compute()
-    return RewardAgreement(
-        on=on,
-        srcc=float(figures["srcc"]),
-        pairwise_in_group=float(figures["pairwise_accuracy_in_group"]),
-        n=int(both.sum()),
+    prompts = np.nonzero(both)[0].tolist()
+    figures = agreement_by_category(
+        torch.from_numpy(scores[both]), torch.from_numpy(truths[both]), prompts, [table.categories[p] for p in prompts]
     )
+    return {
+        category: RewardAgreement(
+            on=on,
+            srcc=figures[category]["srcc"],
+            pairwise_in_group=figures[category]["pairwise_accuracy_in_group"],
+            n=int(figures[category]["count"]),
+        )
+        for category in (ALL, *sorted(figures.keys() - {ALL}))
+        if figures[category]["count"]
+    }

@@ -20,6 +20,8 @@ from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN
 
 #: two scores closer than this are the same score: float32 sums differ by less
 SAME_SCORE = 1e-4
+#: stands for the images of all categories together
+ALL = "all"
 _NO_GROUP = -1
 
 
@@ -129,6 +131,26 @@ class Agreement(Metric):
             "parse_rate": predictions.new_tensor(len(predictions) / total) if total else nothing,
             "count": predictions.new_tensor(float(total)),
         }
+
+
+def agreement_by_category(
+    predictions: Tensor, truths: Tensor, groups: Sequence[int | str | None], categories: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The figures of `Agreement`, by category, after those of all images under `ALL`.
+
+    Args:
+        predictions: NaN where none could be read, shape (N,).
+        truths: shape (N,).
+        groups: see `Agreement.update`, length N.
+        categories: length N.
+    """
+    found = {}
+    for name in (ALL, *dict.fromkeys(categories)):
+        rows = [row for row, category in enumerate(categories) if name in (ALL, category)]
+        metric = Agreement()
+        metric.update(predictions[rows], truths[rows], [groups[row] for row in rows])
+        found[name] = {key: float(value) for key, value in metric.compute().items()}
+    return found
 
 
 def correlation(predictions: Tensor, truths: Tensor, *, ranks: bool) -> Tensor:
