@@ -119,7 +119,7 @@ def check_pictures(
 
 
 def _examined(paths: Sequence[Path], *, quiet: bool) -> Iterator[str | tuple[int, int]]:
-    """Width and height of each picture as it is shown, or what is wrong with it, in order."""
+    """Width and height of each picture as a viewer shows it, or what is wrong with it; in the order of the uses."""
     memory = Memory()
     threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
     with ThreadPoolExecutor(threads) as pool:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
-#: seconds that a wait goes on after a stop was asked for
+#: seconds that a wait may still take after a stop was requested
 PATIENCE_S = 10.0
 #: seconds between two looks at the request
 _POLL_S = 0.2

@@ -45,7 +45,7 @@ def check_belongs(module: TrainedModule, checkpoint: Mapping[str, Any], path: st
         module: before or after it loads its model.
         checkpoint: its content; tensors are not looked at.
         path: of the checkpoint, for the message.
-        fits: whether training goes on from it; else its weights are evaluated.
+        fits: whether training resumes from it; otherwise its weights are evaluated.
 
     Raises:
         ValueError: naming what was received and what was expected.

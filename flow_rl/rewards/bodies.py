@@ -140,7 +140,7 @@ def _too_large(limit: int) -> HTTPException:
 def check_form(body: bytearray, max_samples: int) -> None:
     """Refuse a body that cannot be a message, before a parser makes an object of each of its values.
 
-    JSON of n samples has some 4 n texts and hardly anything beside them. This finds the texts by their quotes, at the
+    The JSON of n samples has about 4 n strings and little else. This finds the strings by their quotes, at the
     speed of a search, and counts what lies between.
 
     Args:

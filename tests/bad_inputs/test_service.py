@@ -149,7 +149,7 @@ def test_bad_requests_are_explained_in_few_words(client: TestClient, body: bytes
     assert answer.status_code == status, answer.text[:300]
     assert re.search(words, answer.json()["detail"]), answer.text[:300]
     assert len(answer.content) < 1200
-    assert client.post("/score", json=message()).json()["scores"] == [1.0]  # and the service goes on
+    assert client.post("/score", json=message()).json()["scores"] == [1.0]  # and the service still answers
 
 
 @pytest.mark.parametrize(
