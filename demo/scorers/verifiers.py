@@ -165,7 +165,7 @@ class Verifier(nn.Module):
             raise ValueError(f"images must have shape (N, 3, 32, 32), received {tuple(images.shape)}.")
         if len(categories) != len(images):
             raise ValueError(f"Expected {len(images)} categories, received {len(categories)}.")
-        images = images.float().clamp(0, 1)
+        images = images.to("cpu", torch.float32).clamp(0, 1)
         readings: list[_Reading | None] = [None] * len(images)
         for category in dict.fromkeys(categories):
             rows = [i for i, c in enumerate(categories) if c == category]
