@@ -117,7 +117,7 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, reward_r
     assert (arrived[0].trainer.logger is None) is (subcommand in ("predict", "curate"))  # which log nothing
     if "/optimizer/" in config:  # another optimizer with the rate that the stage has
         made = arrived[0].model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-        assert made.param_groups[0]["lr"] == 2e-4
+        assert made.param_groups[0]["lr"] == 5e-5
     made = tmp_path / "reward", tmp_path / "curation"
     written = [p for p in tmp_path.rglob("*") if p.is_file() and not any(m in p.parents for m in made)]
     assert written == []
