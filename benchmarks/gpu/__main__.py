@@ -28,12 +28,17 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--part", choices=("A", "B", "C"), required=True)
     parser.add_argument("--minutes", type=float, default=8.0, help="start no check that would end later")
-    parser.add_argument("--output", type=Path, required=True, help="directory of part_<part>.json and .md")
+    parser.add_argument(
+        "--output", type=Path, help="directory of part_<part>.json and .md; needed unless --list is given"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the demo base's dimensions, for a CPU")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks alone")
     parser.add_argument("--list", action="store_true", help="print the part's checks and stop")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.output is None and not args.list:
+        parser.error("--output is missing: the directory of the report.")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

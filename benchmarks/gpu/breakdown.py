@@ -1,7 +1,7 @@
-"""Where the time of an evaluation and of an update goes at real size: by kind of kernel, and how much of it is the host's.
+"""Where the time of an evaluation and of an update goes at real size, by kind of kernel, and what the host adds.
 
-The host enqueues kernels while the device runs them. Where `host_s` is close to `seconds`, the host is the limit: larger
-micro-batches or compiled blocks help, and a faster device does not.
+The host enqueues kernels while the device runs them. Where `host_s` is close to `seconds`, the host is the limit:
+larger micro-batches or compiled blocks help, and a faster device does not.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def kernels_of(bench: Bench, function: Callable[[], object]) -> Kernels:
     for event in ran:
         spent[kind_of(event.key)] += event.self_device_time_total / 1e6
     ran.sort(key=lambda event: -event.self_device_time_total)
-    longest = "; ".join(f"{e.key[:CHARACTERS]} x{e.count} {e.self_device_time_total / 1e3:.1f} ms" for e in ran[:LONGEST])
+    longest = "; ".join(
+        f"{e.key[:CHARACTERS]} x{e.count} {e.self_device_time_total / 1e3:.1f} ms" for e in ran[:LONGEST]
+    )
     return Kernels(seconds=spent, count=sum(event.count for event in ran), longest=longest)
 
 

@@ -9,12 +9,12 @@ from benchmarks.gpu.evaluations import attention, built, decoders, evaluations, 
 from benchmarks.gpu.updates import updates
 
 CHECKS = (
-    Check(name="built", question="Memory of weights as built, against the plan.", run=built, seconds=45),
-    Check(name="evaluations", question="Speed and memory of an evaluation.", run=evaluations, seconds=75),
-    Check(name="updates", question="Speed and memory of an update's micro-batches.", run=updates, seconds=60),
+    Check(name="built", question="Memory of weights as built, against the plan.", run=built, seconds=25),
+    Check(name="evaluations", question="Speed and memory of an evaluation.", run=evaluations, seconds=95),
+    Check(name="updates", question="Speed and memory of an update's micro-batches.", run=updates, seconds=100),
     Check(name="breakdown", question="Where does the time go, by kind of kernel?", run=breakdown, seconds=40),
     Check(name="attention", question="Which attention kernel runs with a mask?", run=attention, seconds=25),
-    Check(name="decoders", question="How many images should the VAE take at a time?", run=decoders, seconds=90),
+    Check(name="decoders", question="How many images should the VAE take at a time?", run=decoders, seconds=60),
     Check(name="prefixes", question="What do kept and shared prefixes bring?", run=prefixes, seconds=30),
     Check(name="compilation", question="What do compiled blocks bring?", run=compilation, seconds=120),
 )

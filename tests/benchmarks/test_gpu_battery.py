@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu import parity, random_model, teacher_swap
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.bench import Bench, Check, Row
+from benchmarks.gpu.breakdown import kind_of
 from benchmarks.gpu.naive import apart, guided
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import Report
@@ -189,3 +190,33 @@ print(sum(len(checks()) for checks in PARTS.values()), len(demo_rewards("t2i", "
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["22", "4", "2"]
+
+
+def test_checks_are_listed_without_an_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--part", "A", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [check.name for check in PARTS["A"]()]
+
+
+def test_a_run_without_an_output_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--part", "A", "--device", "cpu", "--tiny"])
+    assert "--output is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT", "products"),
+        ("sm80_xmma_gemm_f32f32_tf32f32", "products"),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>", "sums"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>>",
+            "elementwise",
+        ),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("spin", "other"),
+    ],
+)
+def test_kernels_are_sorted_by_their_names(kernel: str, kind: str) -> None:
+    assert kind_of(kernel) == kind
