@@ -8,6 +8,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from callbacks.category_weights import CategoryWeightCalibration
+from callbacks.stop_signals import StopSignals
 from datamodules.prompts import PromptDataModule, data_by_task
 from flow_rl.curation.proposal import propose_table, write_proposal
 from flow_rl.curation.report import console_table, report_files, write_report
@@ -39,8 +40,8 @@ def curate(
     for path in (*report_files(Path(settings.scores)), *filter(None, [settings.propose])):
         refuse_foreign_text(path)
     source = _weight_source(trainer, policy, datamodule)
-    # nothing but the progress bar: what watches training has nothing to watch here
-    trainer.callbacks = [c for c in trainer.callbacks if isinstance(c, ProgressBar)]
+    # What watches training has nothing to watch here.
+    trainer.callbacks = [c for c in trainer.callbacks if isinstance(c, (ProgressBar, StopSignals))]
     trainer.loggers = []
     run = CurationRun(policy, datamodule, settings.scores, members=settings.members, batch_size=settings.batch_size)
     if not run.is_complete():

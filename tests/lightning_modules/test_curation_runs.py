@@ -12,11 +12,13 @@ import pytest
 import torch
 from lightning import Trainer
 
+from callbacks.stop_signals import StopSignals
 from cli.curate import curate
 from datamodules import PromptDataModule
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.rewards import Reward, Samples
+from flow_rl.stop_signal import StopAsked
 from lightning_modules import GRPOPolicy
 from lightning_modules.curation import CURATION_STEP, CurationRun, score_groups
 from tests.planted import Brightness
@@ -87,6 +89,18 @@ def test_killed_process_loses_nothing(bright, tiny_path, prompt_files, data, who
     assert torch.equal(resumed.scores, whole.scores)
     assert path.read_bytes() == (tmp_path / "whole" / "scores.safetensors").read_bytes()
     assert list(path.parent.glob("*.parts")) == []
+
+
+def test_a_stop_is_obeyed_before_the_next_batch(bright, data, whole, tmp_path) -> None:
+    path = tmp_path / "stopped" / "scores.safetensors"
+    stop = Counting(at=1, act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[StopSignals()])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StopAsked):
+        run(bright(stop), data(), path, trainer)
+    signal.signal(signal.SIGTERM, before)
+    assert stop._seen == 6, "one batch of two prompts, three images each"
+    assert torch.equal(run(bright(), data(), path).scores, whole.scores)
 
 
 def test_another_threshold_samples_nothing(bright, data, whole, tmp_path, capsys, monkeypatch) -> None:
