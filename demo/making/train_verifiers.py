@@ -1,9 +1,9 @@
 """Trains and measures the verifiers and quality scores: ``python -m demo.making.train_verifiers``.
 
-The annotator, the judge and the monitor see different renders (train and validation splits) and start from
-different weights. All are measured on renders of the test split, whose attribute combinations none has seen, clean
-and degraded as a generator might degrade them. Weights, ``accuracy.json`` and ``ACCURACY.md`` are written
-again.
+The annotator and the monitor see different renders (train and validation splits) and start from different weights;
+`demo.making.train_judge` trains the judge, which shares neither network nor recipe with them. All are measured on
+renders of the test split, whose attribute combinations none has seen, clean and degraded as a generator might degrade
+them. Weights, ``accuracy.json`` and ``ACCURACY.md`` are written again.
 
 Shapes: N images, C = 3, H = W = 32, A attributes with a trained head.
 """
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from demo.scorers import quality, verifiers
+from demo.scorers.convolutional_quality import ConvolutionalQuality
+from demo.scorers.convolutional_reader import HEADS, ConvolutionalReader
 from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import HEADS, Verifier
+from demo.scorers.verifiers import Verifier
 from demo.scorers.weights import ASSETS
 from demo.world.dataset import render_scenes
 from demo.world.degrade import corrupt, imitate_generator
@@ -66,7 +68,7 @@ def _optimizer(module: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, to
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
 
 
-def train_verifier(name: str, renders: Renders, steps: int) -> Verifier:
+def train_verifier(name: str, renders: Renders, steps: int) -> ConvolutionalReader:
     """Train one verifier's heads on degraded renders by cross-entropy."""
     targets_NA = torch.full((len(renders.categories), len(HEADS)), -100)
     for column, ((category, attribute), values) in enumerate(HEADS.items()):
@@ -77,7 +79,7 @@ def train_verifier(name: str, renders: Renders, steps: int) -> Verifier:
     images, targets_NA = renders.images[labelled], targets_NA[labelled]
     torch.manual_seed(RENDER_SEED[name])
     generator = torch.Generator().manual_seed(RENDER_SEED[name])
-    verifier = Verifier(width=verifiers.WIDTHS[name])
+    verifier = ConvolutionalReader(width=verifiers.WIDTHS[name])
     optimizer, schedule = _optimizer(verifier, steps)
     for step in range(steps):
         rows = torch.randint(len(images), (BATCH,), generator=generator)
@@ -93,11 +95,11 @@ def train_verifier(name: str, renders: Renders, steps: int) -> Verifier:
     return verifier.eval()
 
 
-def train_quality(name: str, renders: Renders, steps: int) -> QualityScore:
+def train_quality(name: str, renders: Renders, steps: int) -> ConvolutionalQuality:
     """Train one quality score on renders of known severity by squared error."""
     torch.manual_seed(RENDER_SEED[name] + 1)
     generator = torch.Generator().manual_seed(RENDER_SEED[name] + 1)
-    score = QualityScore(width=quality.WIDTHS[name])
+    score = ConvolutionalQuality(width=quality.WIDTHS[name])
     optimizer, schedule = _optimizer(score, steps)
     for step in range(steps):
         rows = torch.randint(len(renders.images), (BATCH,), generator=generator)
@@ -159,7 +161,7 @@ def write_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
         "test split, whose attribute combinations were never trained on. *Degraded*: the same renders moved,",
         "bent, blurred, recoloured and made noisy at random. An attribute under",
         f"{FLOOR:.0%} on clean renders is left out of captions. `background`, `sky`, `card`, `ink` and",
-        "`text` are measured exactly, and so are the same in all sets.",
+        "`text` are measured exactly by annotator and monitor, and so are the same in both. The judge reads them too.",
         "",
         "| attribute | " + " | ".join(f"{name}, clean | {name}, degraded" for name in names) + " |",
         "|---|" + "---|---|" * len(names),
@@ -176,7 +178,8 @@ def write_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _save(module: nn.Module, path: Path) -> None:
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a network's weights in half precision."""
     # Half precision halves the files and changes no reading.
     state = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
@@ -188,7 +191,7 @@ def _save(module: nn.Module, path: Path) -> None:
 def main() -> None:
     """Train the chosen sets, measure them, and write weights and table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--sets", nargs="+", choices=list(RENDER_SEED), default=list(RENDER_SEED))
+    parser.add_argument("--sets", nargs="+", choices=list(RENDER_SEED), default=list(RENDER_SEED), help="to measure")
     parser.add_argument("--verifier-steps", type=int, default=700)
     parser.add_argument("--quality-steps", type=int, default=500)
     parser.add_argument("--cache", type=Path, default=None, help="directory that keeps the renders between runs")
@@ -200,12 +203,12 @@ def main() -> None:
     test = load_renders(TEST_SEED, {"test": TEST_PER_CATEGORY}, arguments.cache)
     for name in arguments.sets:
         start = time.perf_counter()
-        if not arguments.measure_only:
+        if not arguments.measure_only and name != "judge":
             counts = {"train": TRAIN_PER_CATEGORY, "validation": VALIDATION_PER_CATEGORY}
             renders = load_renders(RENDER_SEED[name], counts, arguments.cache)
             verifier = train_verifier(name, renders, arguments.verifier_steps)
-            _save(verifier, ASSETS / f"{name}.safetensors")
-            _save(train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors")
+            save_weights(verifier, ASSETS / f"{name}.safetensors")
+            save_weights(train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors")
         results[name] = measure(Verifier.load(name), QualityScore.load(name), test)
         print(f"{name}: {time.perf_counter() - start:.0f} s, {results[name]}")
     results = {name: results[name] for name in RENDER_SEED if name in results}

@@ -45,9 +45,9 @@ CURVES = {
     "update/gradient_norm": "gradient norm",
 }
 _NOTES = (
-    "The judge is a set of verifiers trained on other renders, with other seeds, than the annotator. It never touches "
-    "training; letters and flat colours are read by the same exact rules in both. docs/evaluation.md says what each "
-    "pillar cannot see.",
+    "The judge never touches training and chooses no setting. It shares no network, no training and no damage with the "
+    "annotator, and it reads letters and flat colours with networks of its own. Settings were chosen on validation "
+    "prompts by annotator and monitor; these are test prompts. docs/evaluation.md says what each pillar cannot see.",
     "The base learnt from pictures of which 60 % were damaged on purpose (demo/README.md): part of the gain is leaving "
     "the damage out.",
     "All models draw the same held-out prompts from the same noise. No training prompt names a combination of key "

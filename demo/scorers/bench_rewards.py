@@ -132,7 +132,7 @@ class FidelityReward(Reward):
         return features_RD, radii_R, spread_D
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.network.trunk((images - 0.5) * 4)
+        return self.network.features(images)
 
 
 class EdgeReward(Reward):
@@ -153,7 +153,11 @@ class EdgeReward(Reward):
 
 
 class PaletteReward(Reward):
-    """Whether the ground's colour is one of the style's, asked for or not: `demo.scorers.exact`'s check."""
+    """Whether the ground's colour is one of the style's, asked for or not.
+
+    It is `demo.scorers.exact`'s check, which the annotator's verdicts rest on as well. No reward asks for it: an image
+    with a colour that nobody asked for is right by this facet.
+    """
 
     @override
     def score(self, samples: Samples) -> Tensor:

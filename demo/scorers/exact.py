@@ -1,7 +1,7 @@
 """Exact checks: flat colours by the nearest palette colour, letters by template matching.
 
-Nothing here is trained, so both verifier sets share it. Each check gives a probability to every value it
-knows: a smooth function of the pixels, 1 for a clean render of the value.
+Nothing here is trained, so annotator and monitor share it. The judge reads with networks alone. Each check gives a
+probability to every value it knows: a smooth function of the pixels, 1 for a clean render of the value.
 
 Shapes: N images, C = 3, H = W = 32, K palette colours, L letters (26), B letter boxes.
 """

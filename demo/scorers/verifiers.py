@@ -1,15 +1,18 @@
 """Verifiers: what an image shows, and whether that is what its prompt asked for.
 
-Flat colours and letters are measured exactly (``demo.scorers.exact``); everything else is read by small trained
-heads. There are three independent sets: the *annotator*, which rewards and reward data are made with, the *judge*,
-which only evaluates, and the *monitor*, which watches training for reward hacking, so that the judge stays clean.
-They differ in training images, initialisation, and width.
+There are three independent sets: the *annotator*, which rewards and reward data are made with, the *judge*, which only
+evaluates, and the *monitor*, which watches training for reward hacking, so that the judge stays clean. Annotator and
+monitor measure flat colours and letters exactly (``demo.scorers.exact``) and read everything else by small trained
+heads; they differ in training images, initialisation and width. The judge shares nothing of this: another network,
+trained in another way on other damage, reads all attributes, letters and flat colours included
+(``demo.scorers.judge_reader``).
 
 Shapes: N images, C = 3, H = W = 32.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,27 +20,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from demo.scorers.exact import FLAT, Card, flat_color, read_cards
+from demo.scorers.readings import Reading
 from demo.scorers.weights import VerifierName, check_name, load_weights
 from demo.world.captions import Request, parse
-from demo.world.render import palette
-from demo.world.vocabulary import ATTRIBUTES, CATEGORIES
+from demo.world.vocabulary import ATTRIBUTES
 from demo.world.world import check_category
 
-WIDTHS: dict[str, int] = {"annotator": 32, "judge": 40, "monitor": 26}
-
-
-def _heads() -> dict[tuple[str, str], tuple[str, ...]]:
-    """The attributes that trained heads read; "none" is added where an attribute need not exist."""
-    heads = {}
-    for category in CATEGORIES:
-        for attribute in ATTRIBUTES[category]:
-            if category != "typography" and attribute.name != FLAT[category][0]:
-                heads[category, attribute.name] = attribute.values + (("none",) if attribute.when else ())
-    return heads
-
-
-HEADS = _heads()
+WIDTHS: dict[str, int] = {"annotator": 32, "judge": 32, "monitor": 26}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,28 +50,8 @@ class Verdict:
     probabilities: list[dict[str, float]]
 
 
-class Verifier(nn.Module):
-    """Reads the nameable attributes of images, given their category.
-
-    Args:
-        width: channels of the first convolution.
-    """
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__()
-        w = width
-        layers: list[nn.Module] = []
-        for channels_in, channels_out in ((3, w), (w, 2 * w), (2 * w, 3 * w), (3 * w, 3 * w)):
-            layers += [
-                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
-                nn.ReLU(),
-            ]
-            if channels_out != 3 * w or channels_in != 3 * w:
-                layers.append(nn.MaxPool2d(2))
-        layers += [nn.Flatten(), nn.Dropout(0.2), nn.Linear(3 * w * 16, 160), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers)
-        self.heads = nn.Linear(160, sum(len(values) for values in HEADS.values()))
+class Verifier(nn.Module, ABC):
+    """Reads the nameable attributes of images, given their category, and compares them with prompts."""
 
     @classmethod
     def load(cls, name: VerifierName) -> Verifier:
@@ -93,13 +62,16 @@ class Verifier(nn.Module):
             FileNotFoundError: when its weights have not been trained.
         """
         check_name(name)
-        return load_weights(cls(width=WIDTHS[name]), f"{name}.safetensors")
+        # They import this module for their base class.
+        from demo.scorers.convolutional_reader import ConvolutionalReader
+        from demo.scorers.judge_reader import JudgeReader
 
-    def forward(self, images: Tensor) -> dict[tuple[str, str], Tensor]:
-        """Logits of every head, (N, values), for images (N, 3, 32, 32) in [0, 1]."""
-        logits = self.heads(self.trunk((images - 0.5) * 4))
-        sizes = [len(values) for values in HEADS.values()]
-        return dict(zip(HEADS, logits.split(sizes, dim=1), strict=True))
+        network = JudgeReader if name == "judge" else ConvolutionalReader
+        return load_weights(network(width=WIDTHS[name]), f"{name}.safetensors")
+
+    @abstractmethod
+    def read_category(self, images: Tensor, category: str) -> list[Reading]:
+        """What images (N, 3, 32, 32) in [0, 1] of one category show: N readings of its attributes."""
 
     def predict(self, images: Tensor, categories: Sequence[str]) -> list[dict[str, str]]:
         """What images show: for each, every attribute of its category that it has.
@@ -160,56 +132,18 @@ class Verifier(nn.Module):
         )
 
     @torch.no_grad()
-    def _read(self, images: Tensor, categories: Sequence[str]) -> list[_Reading]:
+    def _read(self, images: Tensor, categories: Sequence[str]) -> list[Reading]:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, 32, 32):
             raise ValueError(f"images must have shape (N, 3, 32, 32), received {tuple(images.shape)}.")
         if len(categories) != len(images):
             raise ValueError(f"Expected {len(images)} categories, received {len(categories)}.")
         images = images.to("cpu", torch.float32).clamp(0, 1)
-        readings: list[_Reading | None] = [None] * len(images)
+        readings: list[Reading | None] = [None] * len(images)
         for category in dict.fromkeys(categories):
             rows = [i for i, c in enumerate(categories) if c == category]
-            for row, reading in zip(rows, self._read_category(images[rows], category), strict=True):
+            for row, reading in zip(rows, self.read_category(images[rows], category), strict=True):
                 readings[row] = reading
         return readings  # type: ignore[return-value]
-
-    def _read_category(self, images: Tensor, category: str) -> list[_Reading]:
-        flat = FLAT[category][0]
-        tables = {flat: (tuple(palette(category, flat)), flat_color(images, category))}
-        card = None
-        if category == "typography":
-            card = read_cards(images)
-            tables["ink"] = (tuple(palette(category, "ink")), card.ink)
-        else:
-            logits = self(images)
-            for (head_category, name), values in HEADS.items():
-                if head_category == category:
-                    tables[name] = (values, logits[category, name].softmax(-1))
-        return [
-            _Reading(row, {name: (values, table[row].tolist()) for name, (values, table) in tables.items()}, card)
-            for row in range(len(images))
-        ]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """Probabilities of one image's attribute values."""
-
-    row: int
-    tables: dict[str, tuple[tuple[str, ...], list[float]]]
-    card: Card | None
-
-    def value(self, name: str) -> str:
-        if name == "text":
-            return self.card.text(self.row)
-        values, probabilities = self.tables[name]
-        return values[max(range(len(values)), key=probabilities.__getitem__)]
-
-    def probability(self, name: str, value: str) -> float:
-        if name == "text":
-            return self.card.text_probability(self.row, value)
-        values, probabilities = self.tables[name]
-        return probabilities[values.index(value)]
 
 
 @lru_cache(maxsize=65536)

@@ -31,6 +31,9 @@ def load_weights(network: Network, file: str) -> Network:
     """
     path = ASSETS / file
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: train it with `python -m demo.making.train_verifiers`.")
+        raise FileNotFoundError(
+            f"{path} is missing: train it with `python -m demo.making.train_judge`, or for the other sets with "
+            "`python -m demo.making.train_verifiers`."
+        )
     network.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=True)
     return network.eval().requires_grad_(False)

@@ -9,6 +9,8 @@ from diffusers import QwenImage21Pipeline
 from lightning.pytorch.cli import LightningCLI
 
 from cli import app
+from demo.scorers.convolutional_quality import ConvolutionalQuality
+from demo.scorers.convolutional_reader import ConvolutionalReader
 from demo.scorers.quality import QualityScore
 from demo.scorers.verifiers import Verifier
 
@@ -20,8 +22,8 @@ def nothing_loads(monkeypatch) -> None:
     """From the project's root, with scorers that need no weights; a generator that loads fails the test."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: cls(width=8)))
-    monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: cls(width=8)))
+    monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: ConvolutionalReader(width=8)))
+    monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: ConvolutionalQuality(width=8)))
     monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded"))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional import spearman_corrcoef
 
+from demo.scorers.convolutional_quality import ConvolutionalQuality
 from demo.scorers.quality import QualityScore
 from demo.scorers.rewards import AttributeReward, QualityReward
 from demo.world.captions import caption
@@ -107,4 +108,4 @@ def test_bad_input_is_told_what_to_do() -> None:
     with pytest.raises(ValueError, match="Unknown verifier 'critic'"):
         QualityReward("critic")
     with pytest.raises(ValueError, match=r"received \(1, 3, 16, 16\)"):
-        QualityScore(width=4)(torch.zeros(1, 3, 16, 16))
+        ConvolutionalQuality(width=4)(torch.zeros(1, 3, 16, 16))
