@@ -21,8 +21,7 @@ from torch import Tensor
 
 from demo.annotation.groups import Group, damaged_group, edit_group, render_tensor
 from demo.annotation.judgements import DAMAGE, IDENTITY, judge_alignment
-from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import Verifier
+from demo.scorers.sets import load_quality, load_verifier
 from demo.world.cache import cached_arrays
 from demo.world.captions import caption, parse
 from demo.world.edits import EditPair, make_edit
@@ -138,7 +137,7 @@ def _prompted(
     cache_dir: Path | None,
     first_id: int,
 ) -> Iterator[Group]:
-    annotator, quality = Verifier.load("annotator"), QualityScore.load("annotator")
+    annotator, quality = load_verifier("annotator"), load_quality("annotator")
     count, left = counts["alignment"], {name: counts[name] for name in ("aesthetic", "portrait")}
     scenes = [
         make_scene(seed, _key(index, 0), split=split, category=CATEGORIES[index % len(CATEGORIES)])
@@ -174,7 +173,7 @@ def _edited(
 ) -> Iterator[Group]:
     if not count:
         return
-    annotator, quality = Verifier.load("annotator"), QualityScore.load("annotator")
+    annotator, quality = load_verifier("annotator"), load_quality("annotator")
     pairs: list[EditPair] = [make_edit(seed, _key(index, 2), split=split) for index in range(count)]
     prompts = Prompts(
         ids=tuple(range(first_id, first_id + count)),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from demo.annotation.policy_samples import sample
+from demo.scorers.sets import load_verifier
 from demo.scorers.verifiers import Verifier
 from demo.scorers.weights import VerifierName
 from demo.world.captions import caption
@@ -101,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     reward = VLMReward(args.reward, "alignment", reasoning=False if args.direct else None)
-    verifier, prompts = Verifier.load(args.eyes), prompts_of(args.split, args.prompts, args.seed)
+    verifier, prompts = load_verifier(args.eyes), prompts_of(args.split, args.prompts, args.seed)
     for scale in args.guidance:
         guidance = Guidance(scale=scale)
         images = sample(args.model, prompts, guidance=guidance, members=4, seed=args.seed, cache_dir=args.cache)

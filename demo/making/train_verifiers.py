@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
-from demo.scorers import quality, verifiers
 from demo.scorers.convolutional_quality import ConvolutionalQuality
 from demo.scorers.convolutional_reader import HEADS, ConvolutionalReader
 from demo.scorers.quality import QualityScore
+from demo.scorers.sets import QUALITY_WIDTHS, VERIFIER_WIDTHS, load_quality, load_verifier
 from demo.scorers.verifiers import Verifier
 from demo.scorers.weights import ASSETS
 from demo.world.dataset import render_scenes
@@ -79,7 +79,7 @@ def train_verifier(name: str, renders: Renders, steps: int) -> ConvolutionalRead
     images, targets_NA = renders.images[labelled], targets_NA[labelled]
     torch.manual_seed(RENDER_SEED[name])
     generator = torch.Generator().manual_seed(RENDER_SEED[name])
-    verifier = ConvolutionalReader(width=verifiers.WIDTHS[name])
+    verifier = ConvolutionalReader(width=VERIFIER_WIDTHS[name])
     optimizer, schedule = _optimizer(verifier, steps)
     for step in range(steps):
         rows = torch.randint(len(images), (BATCH,), generator=generator)
@@ -99,7 +99,7 @@ def train_quality(name: str, renders: Renders, steps: int) -> ConvolutionalQuali
     """Train one quality score on renders of known severity by squared error."""
     torch.manual_seed(RENDER_SEED[name] + 1)
     generator = torch.Generator().manual_seed(RENDER_SEED[name] + 1)
-    score = ConvolutionalQuality(width=quality.WIDTHS[name])
+    score = ConvolutionalQuality(width=QUALITY_WIDTHS[name])
     optimizer, schedule = _optimizer(score, steps)
     for step in range(steps):
         rows = torch.randint(len(renders.images), (BATCH,), generator=generator)
@@ -209,7 +209,7 @@ def main() -> None:
             verifier = train_verifier(name, renders, arguments.verifier_steps)
             save_weights(verifier, ASSETS / f"{name}.safetensors")
             save_weights(train_quality(name, renders, arguments.quality_steps), ASSETS / f"quality-{name}.safetensors")
-        results[name] = measure(Verifier.load(name), QualityScore.load(name), test)
+        results[name] = measure(load_verifier(name), load_quality(name), test)
         print(f"{name}: {time.perf_counter() - start:.0f} s, {results[name]}")
     results = {name: results[name] for name in RENDER_SEED if name in results}
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

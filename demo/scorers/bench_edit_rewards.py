@@ -17,7 +17,7 @@ from typing_extensions import override
 from datamodules.edit_pairs import read_image
 from demo.scorers.edit_rewards import understood
 from demo.scorers.rewards import to_scale
-from demo.scorers.verifiers import Verifier
+from demo.scorers.sets import load_verifier
 from demo.scorers.weights import VerifierName
 from demo.world.vocabulary import ATTRIBUTES
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
@@ -35,7 +35,7 @@ class EditKeptReward(Reward):
     """
 
     def __init__(self, verifier: VerifierName = "judge") -> None:
-        self.verifier = Verifier.load(verifier)
+        self.verifier = load_verifier(verifier)
 
     @override
     def score(self, samples: Samples) -> Tensor:

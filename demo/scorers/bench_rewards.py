@@ -15,8 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from demo.scorers.exact import flat_color
-from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import Verdict, Verifier, credit
+from demo.scorers.sets import load_quality, load_verifier
+from demo.scorers.verifiers import Verdict, credit
 from demo.world.dataset import render_scenes
 from demo.world.vocabulary import ATTRIBUTES, CATEGORIES
 from flow_rl.models.images import from_uint8
@@ -39,7 +39,7 @@ class Reader:
     """The judge's reading of the batch at hand, shared by all facets: the networks look at each image once."""
 
     def __init__(self) -> None:
-        self.verifier = Verifier.load("judge")
+        self.verifier = load_verifier("judge")
         self._samples: Samples | None = None
         self._read: tuple[Verdict, list[dict[str, str]], Tensor] | None = None
 
@@ -99,7 +99,7 @@ class FidelityReward(Reward):
     """
 
     def __init__(self, cache_dir: str = "runs/cache") -> None:
-        self.network = QualityScore.load("judge")
+        self.network = load_quality("judge")
         self.cache_dir = cache_dir
 
     @override

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from demo.scorers.rewards import Measure, check_measure, to_scale
-from demo.scorers.verifiers import Verifier
+from demo.scorers.sets import load_verifier
 from demo.scorers.weights import VerifierName
 from demo.world.edits import EDITABLE, parse_instruction
 from flow_rl.rewards.base import Reward, Samples
@@ -42,7 +42,7 @@ class EditSuccessReward(Reward):
 
     def __init__(self, verifier: VerifierName = "annotator", measure: Measure = "probability") -> None:
         self.measure = check_measure(measure)
-        self.verifier = Verifier.load(verifier)
+        self.verifier = load_verifier(verifier)
 
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where there is no instruction of the demo world's, or the image is not finite."""
@@ -74,7 +74,7 @@ class EditConsistencyReward(Reward):
     """
 
     def __init__(self, verifier: VerifierName = "annotator") -> None:
-        self.verifier = Verifier.load(verifier)
+        self.verifier = load_verifier(verifier)
 
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where there is no source or instruction to compare with, or the image is not finite."""

@@ -9,29 +9,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from demo.scorers.weights import VerifierName, check_name, load_weights
-
-WIDTHS: dict[str, int] = {"annotator": 24, "judge": 24, "monitor": 20}
-
 
 class QualityScore(nn.Module, ABC):
     """Scores how free of damage images are: 5 for a clean render, 1 for a wrecked one."""
-
-    @classmethod
-    def load(cls, name: VerifierName) -> QualityScore:
-        """The shipped score ``"annotator"``, ``"judge"`` or ``"monitor"``, in evaluation mode.
-
-        Raises:
-            ValueError: for another name.
-            FileNotFoundError: when its weights have not been trained.
-        """
-        check_name(name)
-        # They import this module for their base class.
-        from demo.scorers.convolutional_quality import ConvolutionalQuality
-        from demo.scorers.judge_quality import JudgeQuality
-
-        network = JudgeQuality if name == "judge" else ConvolutionalQuality
-        return load_weights(network(width=WIDTHS[name]), f"quality-{name}.safetensors")
 
     #: from features to one unbounded score
     head: nn.Module

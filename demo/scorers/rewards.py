@@ -10,8 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import Verifier
+from demo.scorers.sets import load_quality, load_verifier
 from demo.scorers.weights import VerifierName
 from flow_rl.rewards.base import SCORE_MAX, SCORE_MIN, Reward, Samples
 from flow_rl.rewards.pixels import finite_images
@@ -31,7 +30,7 @@ class AttributeReward(Reward):
 
     def __init__(self, verifier: VerifierName = "annotator", measure: Measure = "probability") -> None:
         self.measure = check_measure(measure)
-        self.verifier = Verifier.load(verifier)
+        self.verifier = load_verifier(verifier)
 
     def score(self, samples: Samples) -> Tensor:
         """Score a batch; NaN where the prompt is none of the demo world's, or the image is not finite."""
@@ -49,7 +48,7 @@ class QualityReward(Reward):
     """
 
     def __init__(self, verifier: VerifierName = "annotator") -> None:
-        self.quality = QualityScore.load(verifier)
+        self.quality = load_quality(verifier)
 
     @torch.no_grad()
     def score(self, samples: Samples) -> Tensor:

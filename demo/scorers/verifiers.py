@@ -21,12 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from demo.scorers.readings import Reading
-from demo.scorers.weights import VerifierName, check_name, load_weights
 from demo.world.captions import Request, parse
 from demo.world.vocabulary import ATTRIBUTES
 from demo.world.world import check_category
-
-WIDTHS: dict[str, int] = {"annotator": 32, "judge": 32, "monitor": 26}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +49,6 @@ class Verdict:
 
 class Verifier(nn.Module, ABC):
     """Reads the nameable attributes of images, given their category, and compares them with prompts."""
-
-    @classmethod
-    def load(cls, name: VerifierName) -> Verifier:
-        """The shipped set ``"annotator"``, ``"judge"`` or ``"monitor"``, in evaluation mode.
-
-        Raises:
-            ValueError: for another name.
-            FileNotFoundError: when its weights have not been trained.
-        """
-        check_name(name)
-        # They import this module for their base class.
-        from demo.scorers.convolutional_reader import ConvolutionalReader
-        from demo.scorers.judge_reader import JudgeReader
-
-        network = JudgeReader if name == "judge" else ConvolutionalReader
-        return load_weights(network(width=WIDTHS[name]), f"{name}.safetensors")
 
     @abstractmethod
     def read_category(self, images: Tensor, category: str) -> list[Reading]:

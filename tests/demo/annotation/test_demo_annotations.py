@@ -17,6 +17,7 @@ from demo.annotation.annotations import DIMENSIONS, render_group, write_groups
 from demo.annotation.cases import OUTCOMES, alignment_case, alter, edit_case, edit_outcome
 from demo.annotation.damage import FACE, PICTURE, damage
 from demo.annotation.judgements import judge_alignment, judge_damage, judge_edit
+from demo.scorers.sets import load_verifier
 from demo.world.captions import caption, parse
 from demo.world.degrade import CORRUPTIONS
 from demo.world.edits import make_edit
@@ -271,7 +272,7 @@ def test_policy_samples_carry_the_annotators_verdict(tmp_path: Path, monkeypatch
     )
     for group in groups:
         if group.dimension == "alignment":
-            verdict = policy_samples.Verifier.load("annotator").check(group.images, [group.prompt] * 2)
+            verdict = load_verifier("annotator").check(group.images, [group.prompt] * 2)
             expected = 1 + 4 * verdict.probability
             assert [j.score for j in group.judgements] == pytest.approx(expected.tolist(), abs=0.006)
 

@@ -14,8 +14,7 @@ from demo.making.train_judge import targets
 from demo.making.train_verifiers import Renders
 from demo.scorers.judge_letters import places
 from demo.scorers.judge_reader import LETTER_COUNT, SLOTS
-from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import Verifier
+from demo.scorers.sets import load_quality, load_verifier
 from demo.world.degrade import CORRUPTIONS
 from demo.world.font import LAYOUT, text_mask
 from demo.world.judge_damage import DAMAGE, disturb, spoil
@@ -57,9 +56,9 @@ def test_the_judges_networks_share_nothing_with_the_others(module: str) -> None:
 
 
 def test_the_judge_is_another_kind_of_network() -> None:
-    kinds = {name: type(Verifier.load(name)) for name in ("annotator", "monitor", "judge")}
+    kinds = {name: type(load_verifier(name)) for name in ("annotator", "monitor", "judge")}
     assert kinds["annotator"] is kinds["monitor"] is not kinds["judge"]
-    kinds = {name: type(QualityScore.load(name)) for name in ("annotator", "monitor", "judge")}
+    kinds = {name: type(load_quality(name)) for name in ("annotator", "monitor", "judge")}
     assert kinds["annotator"] is kinds["monitor"] is not kinds["judge"]
 
 
@@ -77,17 +76,18 @@ def test_targets_name_what_a_scene_shows() -> None:
 
 
 def test_places_hold_the_letters_of_a_card() -> None:
-    # A letter's own look is the same wherever a layout of its scale puts it.
+    # A letter's own look is the same wherever a layout of its scale puts it. A place's margin shows its neighbours.
     shown = {count: torch.from_numpy(text_mask("E" * count)).float().expand(1, 3, 32, 32) for count in LAYOUT}
     for count, card in shown.items():
         looks = places(card, count)
         assert looks.shape == (1, count, 3, 20, 16)
-        assert torch.allclose(looks, looks[:, :1].expand_as(looks), atol=0.02)
+        inside = looks[..., 4:16, 3:13]
+        assert torch.allclose(inside, inside[:, :1].expand_as(inside), atol=0.02)
         assert 0.2 < float(looks.mean()) < 0.6
 
 
 def test_the_judge_reads_letters_and_empty_places() -> None:
-    judge = Verifier.load("judge")
+    judge = load_verifier("judge")
     cards = [
         print_card(text_mask(text), {"inkColor": "#16181d", "cardColor": "#f7d154"})
         for text in ("Q", "EF", "MWN", "ZSIJ")
@@ -134,4 +134,4 @@ def test_the_judge_sees_damage_that_it_was_never_shown(kind: str) -> None:
     generator = torch.Generator().manual_seed(4)
     strength = torch.rand(len(images), generator=generator)
     made = CORRUPTIONS[kind](images, strength, generator).clamp(0, 1)
-    assert spearman_corrcoef(QualityScore.load("judge")(made), -strength) > 0.4
+    assert spearman_corrcoef(load_quality("judge")(made), -strength) > 0.4

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from demo.scorers.exact import read_cards
+from demo.scorers.sets import load_verifier
 from demo.scorers.verifiers import Verifier
 from demo.scorers.weights import ASSETS
 from demo.world.captions import caption
@@ -27,7 +28,7 @@ def _images(scenes: list[Scene]) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=["annotator", "judge", "monitor"])
 def verifier(request: pytest.FixtureRequest) -> Verifier:
-    return Verifier.load(request.param)
+    return load_verifier(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_what_cannot_be_understood_is_nan(verifier: Verifier, images: torch.Tens
 
 
 def test_the_sets_are_different_networks() -> None:
-    sizes = [sum(p.numel() for p in Verifier.load(name).parameters()) for name in ("annotator", "judge", "monitor")]
+    sizes = [sum(p.numel() for p in load_verifier(name).parameters()) for name in ("annotator", "judge", "monitor")]
     assert len(set(sizes)) == 3
     assert sum(file.stat().st_size for file in ASSETS.glob("*.safetensors")) <= 4e6
 
@@ -144,7 +145,7 @@ def test_the_committed_table_allows_every_attribute() -> None:
 
 def test_bad_input_is_told_what_to_do(verifier: Verifier, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="Unknown verifier 'jduge'"):
-        Verifier.load("jduge")
+        load_verifier("jduge")
     with pytest.raises(ValueError, match=r"shape \(N, 3, 32, 32\), received \(2, 3, 64, 64\)"):
         verifier.predict(torch.zeros(2, 3, 64, 64), ["plant", "plant"])
     with pytest.raises(ValueError, match="one prompt an image, received 1 for 2"):
