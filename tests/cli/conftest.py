@@ -9,12 +9,17 @@ from diffusers import QwenImage21Pipeline
 from lightning.pytorch.cli import LightningCLI
 
 from cli import app
-from demo.scorers.convolutional_quality import ConvolutionalQuality
-from demo.scorers.convolutional_reader import ConvolutionalReader
-from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import Verifier
+from demo.scorers import sets
 
 ROOT = Path(__file__).parents[2]
+
+
+def no_scorer_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a test, scorers are small and random: no weights are read."""
+    for widths in (sets.VERIFIER_WIDTHS, sets.QUALITY_WIDTHS):
+        for name in widths:
+            monkeypatch.setitem(widths, name, 8)
+    monkeypatch.setattr(sets, "load_weights", lambda network, _file: network.eval())
 
 
 @pytest.fixture
@@ -22,8 +27,7 @@ def nothing_loads(monkeypatch) -> None:
     """From the project's root, with scorers that need no weights; a generator that loads fails the test."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: ConvolutionalReader(width=8)))
-    monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: ConvolutionalQuality(width=8)))
+    no_scorer_weights(monkeypatch)
     monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded"))
 
 

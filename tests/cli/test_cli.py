@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 
 from cli import app
 from cli.errors import explain_instantiation, explain_parsing, settings_of
-from demo.scorers.verifiers import Verifier
+from demo.scorers import sets
 from flow_rl.rl.objectives import Guarded
 from flow_rl.suggestions import nearest
 from tests.cli.command_lines import TEACHER, complaint, good
@@ -22,19 +22,19 @@ pytestmark = pytest.mark.usefixtures("nothing_loads")
 
 @pytest.mark.usefixtures("only_fit")
 def test_reward_file_that_is_missing_is_named(monkeypatch, capsys, tiny_path, tmp_path):
-    def load(cls, name):
-        raise FileNotFoundError(f"{name}.safetensors is missing: train it.")
+    def load(network, file):
+        raise FileNotFoundError(f"{file} is missing: train it.")
 
-    monkeypatch.setattr(Verifier, "load", classmethod(load))
+    monkeypatch.setattr(sets, "load_weights", load)
     assert "annotator.safetensors is missing" in complaint(capsys, good(tiny_path, tmp_path))
 
 
 @pytest.mark.usefixtures("only_fit")
 def test_fault_in_the_code_keeps_its_traceback(monkeypatch, tiny_path, tmp_path):
-    def load(cls, name):
+    def load(network, file):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(Verifier, "load", classmethod(load))
+    monkeypatch.setattr(sets, "load_weights", load)
     with pytest.raises(RuntimeError, match="no setting is to blame"):
         app.main(good(tiny_path, tmp_path))
 

@@ -18,15 +18,12 @@ from transformers import AutoProcessor
 from cli import app
 from cli.config_stack import content_of
 from demo.making.edit_prompts import write_edits
-from demo.scorers.convolutional_quality import ConvolutionalQuality
-from demo.scorers.convolutional_reader import ConvolutionalReader
-from demo.scorers.quality import QualityScore
-from demo.scorers.verifiers import Verifier
 from flow_rl.files import replacing
 from flow_rl.rewards.reading import ReadingSettings
 from flow_rl.rewards.readout import digit_token_ids
 from flow_rl.rewards.rubrics import Rubric
 from flow_rl.rewards.spec import RewardSpec
+from tests.cli.conftest import no_scorer_weights
 from tests.toy_vlm import toy_files
 
 ROOT = Path(__file__).parents[2]
@@ -93,8 +90,7 @@ def test_config_is_accepted(config, monkeypatch, tiny_path, demo_edits, reward_r
     only = {subcommand: app.FlowCLI.subcommands()[subcommand]}  # the other parsers take time to make
     monkeypatch.setattr(app.FlowCLI, "subcommands", staticmethod(lambda: only))
     monkeypatch.setattr(app.FlowCLI, "_run_subcommand", lambda cli, _subcommand: arrived.append(cli))
-    monkeypatch.setattr(Verifier, "load", classmethod(lambda cls, _name: ConvolutionalReader(width=8)))
-    monkeypatch.setattr(QualityScore, "load", classmethod(lambda cls, _name: ConvolutionalQuality(width=8)))
+    no_scorer_weights(monkeypatch)
     monkeypatch.setattr(QwenImage21Pipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("a model loaded"))
     for name in ("render_scenes", "render_edits"):
         monkeypatch.setattr(f"demo.making.captioned.{name}", lambda *_a, **_k: pytest.fail("scenes were rendered"))
