@@ -11,17 +11,16 @@ are resolved last, so they see every override.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import __version__ as lightning_version
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -32,10 +31,13 @@ from typing_extensions import override
 
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.stop_signals import StopSignals
+from cli.complaints import TRACEBACK_VARIABLE, complain, end_bars
 from cli.config_stack import expand, settings_only
 from cli.errors import explain_disk, explain_instantiation, explain_parsing, refused_by_disk
 from cli.literal_text import LiteralParser, finished, install
 from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture, wanted
+from cli.named_classes import described, import_named
+from cli.quiet import leave_out_advice
 from cli.run_folder import (
     EVALUATIONS,
     check_fit,
@@ -50,20 +52,13 @@ from cli.run_folder import (
     settings_digest,
 )
 from cli.start_checks import check_checkpoint, check_name, check_seed
+from cli.subcommands import DESCRIPTION, DOCTOR, SUBCOMMANDS, with_config
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.errors import RunStopped, SettingError, refuse
-from strategies import AtomicCheckpointIO
 from strategies.checkpoint_files import newest_checkpoint, sweep
-from strategies.checkpoint_reading import read_description
 from strategies.precision import allow_tf32
 from strategies.resume import checkpoint_to_resume, end_with_launcher, mark_start, restarted, warning_of_restarts
 
-DESCRIPTION = (
-    "Trains, samples and scores image generators. `train.py doctor --config FILE ...` checks a configuration and plans "
-    "its memory and time without loading anything; `train.py doctor --help` says more."
-)
-#: set to 1 to see the traceback of a bad setting
-TRACEBACK_VARIABLE = "FLOW_RL_TRACEBACK"
 #: Lightning's functions that run one batch of fit, of validate and test, and of predict
 BATCH_FUNCTIONS = {"advance", "_evaluation_step", "_predict_step"}
 
@@ -109,6 +104,10 @@ class FlowTrainer(Trainer):
 class FlowCLI(LightningCLI):
     """LightningCLI with run-wide values for interpolation and checks that come before any model."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._given: list[str] = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        super().__init__(*args, **kwargs)
+
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
@@ -119,6 +118,29 @@ class FlowCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Run `predict`: callbacks write the images, so nothing needs to keep them all in memory."""
         self.trainer.predict(**kwargs, return_predictions=False)
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning_version}"])
+        parser: LightningArgumentParser = with_config(self.parser_class(**kwargs))
+        return parser
+
+    @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Add every subcommand, but settings only to the one that runs: reading Lightning's classes takes a second."""
+        self._subcommand_parsers: dict[str, StrictParser] = {}
+        added = parser.add_subcommands()
+        chosen = self._given[0] if self._given[:1] and self._given[0] in self.subcommands() else None
+        for name in self.subcommands():
+            if chosen in (name, None):  # behind other options it isn't known yet
+                made = self._prepare_subcommand_parser(
+                    self.trainer_class, name, description=described(SUBCOMMANDS[name])
+                )
+            else:
+                made = self.init_parser()
+            self._subcommand_parsers[name] = made
+            added.add_subcommand(name, made, help=SUBCOMMANDS[name])
+        added.add_subcommand(DOCTOR, self.init_parser(), help=SUBCOMMANDS[DOCTOR])
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -132,22 +154,31 @@ class FlowCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
-        given = sys.argv[1:] if args is None else args
-        expanded = expand(given)
-        subcommand = next((a for a in given if a in self._subcommand_parsers), "fit")
+        expanded = expand(self._given)
+        subcommand = next((a for a in self._given if a in self._subcommand_parsers), "fit")
         self._subcommand_parsers[subcommand].add_callbacks(callback_names(expanded))
         try:
-            super().parse_arguments(parser, expanded)
+            self._parse(parser, expanded)
         except SettingError:
             raise
         except (ArgumentError, ValueError, OmegaConfBaseException) as error:
             known = list(self._subcommand_parsers[subcommand].get_defaults().keys(branches=True))
             raise SettingError(explain_parsing(error, ["config", "print_config", *known])) from error
+        if self.config.subcommand == DOCTOR:
+            raise SettingError(f"{DOCTOR} comes first: train.py {DOCTOR} --config FILE.")
         finished(self.config)
         config = self.config[self.config.subcommand]
         check_name(config.run.name)
         check_seed(config.run.seed)
         refuse_mixture(config)
+
+    def _parse(self, parser: ArgumentParser, args: list[str]) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            if not import_named(str(error)):
+                raise
+            super().parse_arguments(parser, args)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -210,15 +241,16 @@ class FlowCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        # these know the generators' libraries: a misspelt key needn't wait for them
+        # these know the generators' libraries and sharded checkpoints: a misspelt key needn't wait for them
         from cli.doctor_checks import faults
         from cli.doctor_setup import setup_of
         from cli.trainer_arguments import problem_of_strategy
         from flow_rl.planning.native import problems_of_guidance
         from lightning_modules.base import TrainedModule
+        from strategies.checkpoints import AtomicCheckpointIO
 
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         setup = setup_of(self, self.subcommand)
         chosen = problem_of_strategy(self.trainer.strategy) if isinstance(self.model, TrainedModule) else None
         refuse(faults(setup) or ([] if chosen is None else [chosen]))
@@ -262,8 +294,9 @@ class FlowCLI(LightningCLI):
 
     def _examine_checkpoint(self) -> None:
         """Refuse a checkpoint that is damaged, or that belongs to another model, before one loads."""
-        from lightning_modules.base import TrainedModule  # both know the generators' libraries
+        from lightning_modules.base import TrainedModule  # these know the generators' libraries
         from lightning_modules.checkpoint_identity import check_belongs
+        from strategies.checkpoint_reading import read_description
 
         path = self.config_init[self.subcommand].get("ckpt_path")
         if path is not None and isinstance(self.model, TrainedModule):
@@ -285,33 +318,6 @@ class FlowCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Keep what the user passes: Lightning's own version lets a checkpoint's hyper-parameters win."""
-
-
-def _quiet() -> None:
-    """Leave out advice that does not apply here, each piece by its own words: nothing else is lost."""
-    # Prompts are read once into memory: worker processes would only cost their start.
-    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
-    # A batch's record knows how to move itself: the module's way is the one meant, whatever the data.
-    warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
-    # A pass over fixed annotations is streamed, rank by rank, and does know its length.
-    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
-    # Batches are whole, and what is drawn names its prompts: no writer of predictions needs indices.
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
-    # Curation writes its scores as it goes; there is nothing to return.
-    warnings.filterwarnings("ignore", message="predict returned None")
-    # The frozen encoders are in eval mode on purpose.
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
-    # A checkpoint follows whole iterations, and resuming from one is bit for bit the run that went on.
-    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-    # Lightning's own use of torch, which its next release changes.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated")
-    # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return not any(name in record.getMessage() for name in ("[litlogger]", "[litmodels]"))
 
 
 def _in_a_batch(error: BaseException) -> bool:
@@ -347,12 +353,12 @@ def main(args: list[str] | None = None) -> None:
     shown = any(argument == "-h" or "help" in argument or "print_config" in argument for argument in given)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, docstring_parse_attribute_docstrings=shown)
     install()
-    _quiet()
+    leave_out_advice()
     end_with_launcher()
     if message := warning_of_restarts():
         print(f"warning: {message}", file=sys.stderr)
     try:
-        if given[:1] == ["doctor"]:
+        if given[:1] == [DOCTOR]:
             from cli.doctor import examine  # only this subcommand needs it
 
             examine(given[1:], _run, FlowCLI)
@@ -362,9 +368,7 @@ def main(args: list[str] | None = None) -> None:
         stopped = isinstance(error, RunStopped) or refused_by_disk(error)  # no fault of the code, whatever was running
         if os.environ.get(TRACEBACK_VARIABLE) == "1" or (_in_a_batch(error) and not stopped):
             raise
-        if stopped:
-            print(file=sys.stderr)  # a progress bar may stand on the line
-        print(f"error: {explain_disk(error)}\n(set {TRACEBACK_VARIABLE}=1 to see where it came from)", file=sys.stderr)
-        sys.exit(2)
+        complain(explain_disk(error))
     finally:
+        end_bars()
         release()

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from cli.subcommands import SUBCOMMANDS, missing, unknown
 from flow_rl.errors import SettingError
 from flow_rl.files import STORAGE, reason
 from flow_rl.strict_yaml import line_of, read_text
 from flow_rl.suggestions import nearest
 
-SUBCOMMANDS = (*LightningCLI.subcommands(), "curate", "doctor")
 #: a line that names a type which did not fit, and the value where it is on the same line
 TYPE_TRIED = re.compile(
     r"Expected an? (?!path but)(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$"
@@ -148,10 +147,9 @@ def _message(place: Place, line: str, known: Sequence[str]) -> str | None:
     if match := re.search(r"the following arguments are required: (.+?)\.?$", line):
         return _missing(place, [_without_subcommand(name) for name in match[1].split(", ")])
     if match := re.search(r"invalid choice: '([^']+)'", line):
-        hint = nearest(match[1], SUBCOMMANDS)
-        return f"Unknown subcommand '{match[1]}'; choose one of {', '.join(SUBCOMMANDS)}.{hint}"
+        return unknown(match[1])
     if line.startswith('expected "subcommand"'):
-        return f"Say what to do: train.py {' | '.join(SUBCOMMANDS)} --config FILE."
+        return missing()
     if match := re.search(r"(?:File does not exist|Path is not a file): '([^']+)'", line):
         return _no_file(Path(match[1]))
     if match := re.search(r"Unexpected config:(.*)", line):

@@ -1,12 +1,19 @@
-"""One LightningDataModule a kind of data."""
+"""One LightningDataModule a kind of data, imported when it is asked for."""
 
-from datamodules.alternating import AlternatingTaskDataModule
-from datamodules.annotations import AnnotationDataModule
-from datamodules.captioned_images import CaptionedDataset, CaptionedImageDataModule
-from datamodules.edit_pairs import EditPairDataModule
-from datamodules.mixed import MixedTaskDataModule
-from datamodules.preferences import PreferenceDataModule
-from datamodules.prompts import PromptDataModule
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flow_rl.lazy_names import on_demand
+
+if TYPE_CHECKING:
+    from datamodules.alternating import AlternatingTaskDataModule
+    from datamodules.annotations import AnnotationDataModule
+    from datamodules.captioned_images import CaptionedDataset, CaptionedImageDataModule
+    from datamodules.edit_pairs import EditPairDataModule
+    from datamodules.mixed import MixedTaskDataModule
+    from datamodules.preferences import PreferenceDataModule
+    from datamodules.prompts import PromptDataModule
 
 __all__ = [
     "AlternatingTaskDataModule",
@@ -18,3 +25,16 @@ __all__ = [
     "PreferenceDataModule",
     "PromptDataModule",
 ]
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "AlternatingTaskDataModule": "alternating",
+        "AnnotationDataModule": "annotations",
+        "CaptionedDataset": "captioned_images",
+        "CaptionedImageDataModule": "captioned_images",
+        "EditPairDataModule": "edit_pairs",
+        "MixedTaskDataModule": "mixed",
+        "PreferenceDataModule": "preferences",
+        "PromptDataModule": "prompts",
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flow_rl.lazy_names import on_demand
 
 if TYPE_CHECKING:
     from lightning_modules.distillation_student import DistillationStudent
@@ -12,19 +13,12 @@ if TYPE_CHECKING:
     from lightning_modules.reward_finetune import RewardFinetune
 
 __all__ = ["DistillationStudent", "FlowPretrain", "GRPOPolicy", "RewardFinetune"]
-_PLACES = {
-    "DistillationStudent": "distillation_student",
-    "FlowPretrain": "flow_pretrain",
-    "GRPOPolicy": "grpo_policy",
-    "RewardFinetune": "reward_finetune",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'lightning_modules' has no attribute '{name}'")
-    return getattr(import_module(f"lightning_modules.{_PLACES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "DistillationStudent": "distillation_student",
+        "FlowPretrain": "flow_pretrain",
+        "GRPOPolicy": "grpo_policy",
+        "RewardFinetune": "reward_finetune",
+    },
+)

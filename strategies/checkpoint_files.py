@@ -13,13 +13,12 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
 from flow_rl.errors import CannotWrite
@@ -159,7 +158,9 @@ def saving(path: Path, partial: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, CheckpointException) as error:
+    except BaseException as error:
+        if not isinstance(error, OSError) and _failures(error) is None:
+            raise
         with suppress(OSError):
             remove(partial)
         cause = next((e for e in _chain(error) if isinstance(e, OSError)), error)
@@ -171,10 +172,17 @@ def saving(path: Path, partial: Path) -> Iterator[None]:
         ) from error
 
 
+def _failures(error: BaseException) -> Mapping[int, Any] | None:
+    """What went wrong on each rank, for an error of a sharded checkpoint."""
+    # its import takes a second, and every start imports this file
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    return error.failures if isinstance(error, CheckpointException) else None
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, CheckpointException):
-        for raised, _ in error.failures.values():
-            yield from _chain(raised)
+    for raised, _ in (_failures(error) or {}).values():
+        yield from _chain(raised)
     link: BaseException | None = error
     while link is not None:
         yield link

@@ -30,6 +30,7 @@ LEAVES = (
     "errors",
     "file_kinds",
     "files",
+    "lazy_names",
     "messages",
     "names",
     "pictures",
