@@ -26,7 +26,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
@@ -36,12 +36,14 @@ from cli.config_stack import expand, settings_only
 from cli.errors import explain_disk, explain_instantiation, explain_parsing, refused_by_disk
 from cli.literal_text import LiteralParser, finished, install
 from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture, wanted
+from cli.resumed_settings import check_resumed
 from cli.run_folder import (
     EVALUATIONS,
     check_fit,
     check_writable,
     checkpoint_folders,
     claim,
+    claim_logs,
     folder_of_evaluation,
     keep_former_config,
     lock,
@@ -49,6 +51,7 @@ from cli.run_folder import (
     release,
     settings_digest,
 )
+from cli.settings_record import KEY, RecordedSettings, plain, record_of
 from cli.start_checks import check_checkpoint, check_name, check_seed
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.errors import RunStopped, SettingError, refuse
@@ -200,9 +203,11 @@ class FlowCLI(LightningCLI):
             if type(callback) is ModelCheckpoint:
                 callback.__class__ = RunCheckpoint  # whatever its settings: `last.ckpt` must never stay behind
         if self.subcommand == "fit":
+            from callbacks.reward_trial import RewardTrial
             from cli.output_checks import RoomOnDisk  # knows the generators' libraries
 
-            callbacks.append(RoomOnDisk())
+            self._settings = RecordedSettings()
+            callbacks += [RoomOnDisk(), self._settings]
         try:
             return super().instantiate_trainer(callbacks=[StopSignals(), *callbacks], **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
@@ -235,6 +240,7 @@ class FlowCLI(LightningCLI):
             if not restarted():
                 check_fit(self._folder, folders, config.ckpt_path)
             claim(self._folder, "fit", self._digest)
+            self._claim_logs(resumes=restarted() or config.ckpt_path is not None)
             for directory in folders:
                 if not Path(directory).resolve().is_relative_to(self._folder.resolve()):
                     lock(Path(directory), "ModelCheckpoint.dirpath")
@@ -243,6 +249,7 @@ class FlowCLI(LightningCLI):
             if not restarted():
                 mark_start(self._folder)
         self._choose_checkpoint()
+        self._compare_settings()
         self._examine_checkpoint()
 
     def before_validate(self) -> None:
@@ -250,6 +257,7 @@ class FlowCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         if rank_zero_only.rank == 0 and not self._writes_nothing(config):
             claim(self._folder, self.subcommand, self._digest)
+            self._claim_logs(resumes=False)
         self._examine_checkpoint()
 
     before_test = before_predict = before_validate
@@ -260,6 +268,10 @@ class FlowCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             lock(scores.with_name(f"{scores.name}.parts"), "--curation.scores")
 
+    def _claim_logs(self, *, resumes: bool) -> None:
+        folders = [Path(place) for logger in self.trainer.loggers if (place := getattr(logger, "log_dir", None))]
+        claim_logs(folders, self._folder, self.subcommand, self._digest, resumes=resumes)
+
     def _examine_checkpoint(self) -> None:
         """Refuse a checkpoint that is damaged, or that belongs to another model, before one loads."""
         from lightning_modules.base import TrainedModule  # both know the generators' libraries
@@ -268,6 +280,22 @@ class FlowCLI(LightningCLI):
         path = self.config_init[self.subcommand].get("ckpt_path")
         if path is not None and isinstance(self.model, TrainedModule):
             check_belongs(self.model, read_description(Path(path)), str(path), fits=self.subcommand == "fit")
+
+    def _compare_settings(self) -> None:
+        """Have checkpoints record the settings, and refuse to resume under some that would train something else."""
+        from lightning_modules.base import TrainedModule
+
+        if not isinstance(self.model, TrainedModule):
+            return
+        now = self._settings.record = record_of(plain(self.config[self.subcommand]), self.model)
+        path = self.config_init[self.subcommand].get("ckpt_path")
+        if path is None:
+            return
+        before = read_description(Path(path)).get(KEY)
+        if before is None:
+            rank_zero_warn(f"'{path}' does not record the settings of its run, so they can't be compared with these.")
+        elif changes := check_resumed(before, now, str(path), module=type(self.model)):
+            rank_zero_info(changes)
 
     def _choose_checkpoint(self) -> None:
         config = self.config_init[self.subcommand]
