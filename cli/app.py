@@ -207,7 +207,7 @@ class FlowCLI(LightningCLI):
             from cli.output_checks import RoomOnDisk  # knows the generators' libraries
 
             self._settings = RecordedSettings()
-            callbacks += [RoomOnDisk(), self._settings]
+            callbacks += [RoomOnDisk(), RewardTrial(), self._settings]
         try:
             return super().instantiate_trainer(callbacks=[StopSignals(), *callbacks], **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
