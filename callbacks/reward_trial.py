@@ -26,5 +26,6 @@ class RewardTrial(Callback):
         device, size = pl_module.compute_device, pl_module.generator.size
         with raised_everywhere():
             for part in data.by_task().values():
-                samples = trial_samples(trial_prompts(part.train), size, device)
-                try_rewards(pl_module.rewards, pl_module.asks, samples)
+                if (table := getattr(part, "train", None)) is not None:
+                    samples = trial_samples(trial_prompts(table), size, device)
+                    try_rewards(pl_module.rewards, pl_module.asks, samples)

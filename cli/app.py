@@ -155,6 +155,7 @@ class FlowCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        self._settings = RecordedSettings()
         check_checkpoint(config.get("ckpt_path"))
         self._choose_folder(config)
         if config.run.threads > 0:
@@ -202,12 +203,9 @@ class FlowCLI(LightningCLI):
         for callback in callbacks:
             if type(callback) is ModelCheckpoint:
                 callback.__class__ = RunCheckpoint  # whatever its settings: `last.ckpt` must never stay behind
-        if self.subcommand == "fit":
-            from callbacks.reward_trial import RewardTrial
-            from cli.output_checks import RoomOnDisk  # knows the generators' libraries
+        from cli.own_callbacks import own_callbacks  # knows the generators' libraries
 
-            self._settings = RecordedSettings()
-            callbacks += [RoomOnDisk(), RewardTrial(), self._settings]
+        callbacks += own_callbacks(self.subcommand, self._settings)
         try:
             return super().instantiate_trainer(callbacks=[StopSignals(), *callbacks], **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
