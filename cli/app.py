@@ -238,9 +238,10 @@ class FlowCLI(LightningCLI):
             if not restarted():
                 check_fit(self._folder, folders, config.ckpt_path)
             claim(self._folder, "fit", self._digest)
-            self._claim_logs(resumes=restarted() or config.ckpt_path is not None)
+            logs = self._claim_logs(resumes=restarted() or config.ckpt_path is not None)
             for directory in folders:
-                if not Path(directory).resolve().is_relative_to(self._folder.resolve()):
+                place = Path(directory).resolve()
+                if not place.is_relative_to(self._folder.resolve()) and place not in logs:
                     lock(Path(directory), "ModelCheckpoint.dirpath")
                 sweep(directory)
             keep_former_config(self._folder)
@@ -266,9 +267,9 @@ class FlowCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             lock(scores.with_name(f"{scores.name}.parts"), "--curation.scores")
 
-    def _claim_logs(self, *, resumes: bool) -> None:
+    def _claim_logs(self, *, resumes: bool) -> list[Path]:
         folders = [Path(place) for logger in self.trainer.loggers if (place := getattr(logger, "log_dir", None))]
-        claim_logs(folders, self._folder, self.subcommand, self._digest, resumes=resumes)
+        return claim_logs(folders, self._folder, self.subcommand, self._digest, resumes=resumes)
 
     def _examine_checkpoint(self) -> None:
         """Refuse a checkpoint that is damaged, or that belongs to another model, before one loads."""

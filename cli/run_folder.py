@@ -116,7 +116,7 @@ def claim(folder: Path, command: str, digest: str) -> None:
         replace_file(folder / RECORD, (json.dumps(record) + "\n").encode())
 
 
-def claim_logs(folders: Iterable[Path], run: Path, command: str, digest: str, *, resumes: bool) -> None:
+def claim_logs(folders: Iterable[Path], run: Path, command: str, digest: str, *, resumes: bool) -> list[Path]:
     """Claim the folders of loggers that lie outside of the run's: records, alerts and `config.yaml` go there.
 
     Args:
@@ -126,13 +126,15 @@ def claim_logs(folders: Iterable[Path], run: Path, command: str, digest: str, *,
         digest: see `settings_digest`.
         resumes: whether a training goes on that has written there before.
 
+    Returns:
+        the folders that were claimed, which are locked now.
+
     Raises:
         SettingError: a folder holds what another command, or another training, wrote.
         CannotWrite: the disk refused.
     """
-    for folder in folders:
-        if folder.resolve().is_relative_to(run.resolve()):
-            continue
+    outside = [f for f in dict.fromkeys(map(Path.resolve, folders)) if not f.is_relative_to(run.resolve())]
+    for folder in outside:
         owner = _owner(folder)
         own = _is_same(folder, command, digest) or (resumes and owner == command)
         if owner is not None and not own:
@@ -141,6 +143,7 @@ def claim_logs(folders: Iterable[Path], run: Path, command: str, digest: str, *,
                 "write. Set trainer.logger's save_dir, name or version to another folder, or move that one away."
             )
         claim(folder, command, digest)
+    return outside
 
 
 def lock(folder: Path, setting: str, *, advice: str | None = None) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from flow_rl.batches import Prompts, PromptTable
+from flow_rl.messages import warn_on_first_rank
 from flow_rl.rewards import Reward, Samples
 from flow_rl.rewards.asking import ask, statistics_of, submit
 from flow_rl.rewards.background import AsyncReward
-from flow_rl.rewards.faults import FaultLog, RewardFailure
+from flow_rl.rewards.faults import FaultLog, RewardFailure, Unreachable
 from flow_rl.rewards.surroundings import own_random_state
 from flow_rl.rl.scoring import samples_of
 from flow_rl.stop_signal import wait_for
@@ -85,17 +86,21 @@ def try_rewards(rewards: Mapping[str, Reward], asks: Callable[[str, str], bool],
 
 
 def _refuse_silent(name: str, reward: Reward, count: int) -> None:
+    """Stop where a service did not answer. One that answers may well find nothing to score in noise."""
     for log in fault_logs(reward):
-        if log.failed_whole and not log.policy.monitor_only:
-            last = log.last_failure
+        if not log.failed_whole or log.policy.monitor_only:
+            continue
+        said = f"Reward '{name}' could score none of the {count} images of noise that it was tried on before training"
+        last = log.last_failure
+        if isinstance(last, Unreachable):
             raise RewardFailure(
-                f"Reward '{name}' could score none of the {count} samples that it was tried on before training."
-                f"{'' if last is None else f' Last failure: {last}'} Start its service, or set "
-                "model.check_rewards=false to begin without this trial.",
-                url=None if last is None else last.url,
-                attempts=1 if last is None else last.attempts,
-                last_status=None if last is None else last.last_status,
+                f"{said}, as its service does not answer: {last} Start it, or set model.check_rewards=false to begin "
+                "without this trial.",
+                url=last.url,
+                attempts=last.attempts,
+                last_status=last.last_status,
             )
+        warn_on_first_rank(f"{said}.{'' if last is None else f' Last failure: {last}'}")
 
 
 def fault_logs(value: Any, *, depth: int = 4) -> Iterator[FaultLog]:

@@ -47,7 +47,7 @@ def edits(directory: Path, version: int) -> None:
 
 
 def annotated(directory: Path, version: int) -> None:
-    write_groups(iter([render_group("aesthetic", version, 0, split="train", members=2)]), directory, "train")
+    write_groups(iter([render_group("aesthetic", version, 0, split="train")]), directory, "train")
 
 
 #: a writer of two versions, and one of its files of which the second version has another content

@@ -141,11 +141,12 @@ def test_masked_samples_are_no_fault() -> None:
     try_rewards({"only": only, "nothing": nothing}, lambda *_: True, samples())
 
 
-def test_a_service_is_dead_where_nothing_could_be_scored_and_not_where_some_could() -> None:
-    half = GuardedReward(Returning(lambda s: [3.0] + [None] * (len(s) - 1)), "half")
-    try_rewards({"half": half}, lambda *_: True, samples())
+def test_a_service_is_dead_where_it_does_not_answer_and_not_where_noise_shows_nothing() -> None:
+    with pytest.raises(RewardFailure, match=r"none of the 2 images .* model\.check_rewards=false") as error:
+        try_rewards({"silent": Silent()}, lambda *_: True, samples())
+    assert error.value.url == "http://127.0.0.1:9"
     none = GuardedReward(Returning(lambda s: [None] * len(s)), "none")
-    with pytest.raises(RewardFailure, match=r"none of the 2 samples .* model\.check_rewards=false"):
+    with pytest.warns(UserWarning, match="Reward 'none' could score none of the 2 images"):
         try_rewards({"none": none}, lambda *_: True, samples())
 
 
