@@ -158,6 +158,8 @@ class FlowCLI(LightningCLI):
         self._settings = RecordedSettings()
         check_checkpoint(config.get("ckpt_path"))
         self._choose_folder(config)
+        if config.trainer.min_steps is not None and config.trainer.min_epochs is None:
+            config.trainer.min_epochs = 0  # Lightning's 1 would make a stop wait for the end of an endless epoch
         if config.run.threads > 0:
             torch.set_num_threads(config.run.threads)
         if config.run.tf32:

@@ -17,8 +17,10 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from cli import app
 from datamodules.stream import StreamedDataModule
 from lightning_modules.base import TrainedModule
+from tests.cli.command_lines import good
 
 
 class Stage(TrainedModule):
@@ -57,11 +59,11 @@ class Stage(TrainedModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.events.append(("sanity" if self.trainer.sanity_checking else "val", self.global_step))
-        self.about["inference"] = torch.is_inference_mode_enabled()
         self.log("val/x", 1.0)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         self.events.append(("test", batch_idx))
+        self.about["inference"] = torch.is_inference_mode_enabled()
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> None:
         self.events.append(("predict", batch_idx))
@@ -137,8 +139,10 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Run], bool]]]
         {},
         lambda r: r[0].events == [("sanity", 0)] * 2 + [("train", 0)] and "val/x" not in r[2].steps,
     ),
-    "max_time": ({"max_time": {"seconds": 0}}, {}, lambda r: r[0].steps("train") == [0]),
-    "min_steps": ({"min_steps": 4}, {"stop_at": 2}, lambda r: r[0].steps("train") == [0, 1, 2, 3]),
+    "max_time": ({"max_time": {"microseconds": 1}}, {}, lambda r: r[0].steps("train") == [0]),
+    "min_steps": (
+        {"min_steps": 4, "min_epochs": 0}, {"stop_at": 2}, lambda r: r[0].steps("train") == [0, 1, 2, 3],
+    ),
     "min_steps, none": ({}, {"stop_at": 2}, lambda r: r[0].steps("train") == [0, 1]),
     "limit_train_batches": (
         {"limit_train_batches": 3, "max_epochs": 1, "max_steps": -1}, {}, lambda r: r[0].steps("train") == [0, 1, 2],
@@ -161,8 +165,6 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Run], bool]]]
     "deterministic": ({"deterministic": True, "max_steps": 1}, {}, lambda r: r[0].about["deterministic"]),
     "benchmark": ({"benchmark": True, "max_steps": 1}, {}, lambda r: r[0].about["benchmark"]),
     "precision": ({"precision": "bf16-mixed", "max_steps": 1}, {}, lambda r: r[0].about["autocast"]),
-    "inference_mode": ({"max_steps": 2}, {}, lambda r: r[0].about["inference"]),
-    "inference_mode, false": ({"inference_mode": False, "max_steps": 2}, {}, lambda r: not r[0].about["inference"]),
     "profiler": (
         {"profiler": "simple", "max_steps": 2},
         {},
@@ -192,12 +194,26 @@ def test_argument_has_its_effect(name: str, tmp_path: Path) -> None:
     assert holds(run), (run[0].events, run[0].about, run[2].steps)
 
 
+@pytest.mark.usefixtures("only_fit", "nothing_loads")
+def test_an_early_stop_waits_for_min_steps_alone(arrived: list, tiny_path: str, tmp_path: Path) -> None:
+    """Lightning makes an epoch the least of a run with `min_steps`, and no epoch ends here: nothing would stop it."""
+    app.main(good(tiny_path, tmp_path, "--trainer.min_steps=4"))
+    assert arrived[0].trainer.min_epochs == 0
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_evaluations_are_as_long_as_their_limits(command: str, tmp_path: Path) -> None:
     for limit, count in ((2, 2), (0.6, 3), (1.0, 5)):
         module, *_ = ran(tmp_path, {f"limit_{command}_batches": limit}, {}, command)
         assert module.steps(command) == list(range(count))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", [True, False])
+def test_inference_mode_is_that_of_evaluations(value: bool, tmp_path: Path) -> None:
+    module, *_ = ran(tmp_path, {"inference_mode": value}, {}, "test")
+    assert module.about["inference"] is value
 
 
 @pytest.mark.filterwarnings("ignore")
