@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -16,10 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 
-from callbacks import ExportModel, ImageWriter, SampleGrids
+from callbacks import ExportModel
 from callbacks.image_writer import refuse_foreign_images
 from callbacks.run_checkpoint import RunCheckpoint
 from cli import output_checks
@@ -38,8 +36,7 @@ from cli.run_folder import (
     release,
     settings_digest,
 )
-from flow_rl.batches import PromptData
-from flow_rl.errors import CannotWrite, SettingError
+from flow_rl.errors import CannotWrite
 from flow_rl.files import MARK, put_text, refuse_foreign_folder, refuse_foreign_text, replacing, writing
 from flow_rl.planning.demands import Demands
 from strategies.checkpoint_files import newest_checkpoint, save_file
@@ -403,59 +400,6 @@ def test_room_is_counted_over_the_outputs_of_a_disk(tmp_path: Path, monkeypatch)
     _check_disks({str(tmp_path / "a"): 10**9, str(tmp_path / "b"): 10**9})
     with pytest.raises(ValueError, match=r"need 4\.0 GB .*'.*/a' 2\.0 GB.*3\.0 GB free"):
         _check_disks({str(tmp_path / "a"): 2 * 10**9, str(tmp_path / "b"): 2 * 10**9})
-
-
-class Prompts(PromptData):
-    """Two tasks of 100 prompts each, of two categories, for testing and for validation."""
-
-    def by_task(self) -> dict[str, SimpleNamespace]:
-        sized = type("Table", (), {"categories": ("a", "b") * 50, "__len__": lambda self: 100})
-        return {task: SimpleNamespace(test=sized(), validation=sized(), eval_batch_size=8) for task in ("t2i", "edit")}
-
-
-def run_with(callback: object, **changes: object) -> SimpleNamespace:
-    given = {
-        "callbacks": [callback], "datamodule": Prompts(), "limit_test_batches": 1.0, "limit_predict_batches": 1.0,
-        "limit_val_batches": 1.0, "max_steps": 60, "val_check_interval": 10, "loggers": [], "fast_dev_run": False,
-        "is_global_zero": True,
-    }  # fmt: skip
-    return SimpleNamespace(**given | changes)
-
-
-MODULE = SimpleNamespace(image_size=10, test_members=4, updates_per_step=2)
-#: a stage, ImageWriter's members, changes of the trainer, and how many images of 300 bytes it writes
-WRITTEN = [
-    ("test", None, {}, 800),
-    ("predict", 2, {}, 400),
-    ("predict", 9, {"limit_predict_batches": 3}, 96),
-    ("test", 1, {"limit_test_batches": 0.25}, 50),
-    ("fit", None, {}, 0),
-]
-
-
-@pytest.mark.parametrize(("stage", "members", "changes", "images"), WRITTEN)
-def test_written_images_count_among_the_outputs(stage, members, changes, images, tmp_path: Path, monkeypatch) -> None:
-    trainer = run_with(ImageWriter(str(tmp_path), members), **changes)
-    found = output_checks.image_bytes(trainer, MODULE, stage)
-    assert found == ({str(tmp_path): images * 300} if images else {})
-    if images:
-        for free in (images * 300, images * 300 - 1):
-            monkeypatch.setattr(output_checks.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-            if free < images * 300:
-                with pytest.raises(SettingError, match=re.escape(f"'{tmp_path}'")):
-                    output_checks.RoomOnDisk().setup(trainer, MODULE, stage)
-            else:
-                output_checks.RoomOnDisk().setup(trainer, MODULE, stage)
-
-
-def test_grids_of_every_validation_count(tmp_path: Path) -> None:
-    """60 updates are 30 steps, validated three times: 8 images of each of two categories of two tasks."""
-    logger = TensorBoardLogger(tmp_path, name="logs", version="")
-    trainer = run_with(SampleGrids(per_category=8), loggers=[logger])
-    assert output_checks.image_bytes(trainer, MODULE, "fit") == {str(Path(logger.log_dir)): 3 * 32 * 300}
-    assert output_checks.image_bytes(run_with(SampleGrids(8), loggers=[logger], max_steps=-1), MODULE, "fit") == {
-        str(Path(logger.log_dir)): 32 * 300
-    }
 
 
 # ----------------------------------------------------------------- the newest checkpoint
