@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from typing_extensions import override
 
+from callbacks.written_images import WritesImages, bytes_of_images, tables
 from flow_rl.files import replace_file, why_unwritable, writing
 from flow_rl.models.images import to_uint8
 from lightning_modules.image_module import Drawn
@@ -20,7 +22,7 @@ from lightning_modules.image_module import Drawn
 INDEX = "index.jsonl"
 
 
-class ImageWriter(BasePredictionWriter):
+class ImageWriter(BasePredictionWriter, WritesImages):
     """Writes `<id>_<member>.png` and `index.jsonl` with id, member, prompt, category, task and file.
 
     An edit's file begins with `edit_`: both tasks may use the same ids.
@@ -40,6 +42,21 @@ class ImageWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("test", "predict") and self._writes(trainer):
             refuse_foreign_images(self.directory)
+
+    @override
+    def image_bytes(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> dict[Path, int]:
+        if stage not in ("test", "predict"):
+            return {}
+        drawn = getattr(pl_module, "test_members", 1)
+        members = drawn if self.members is None else min(self.members, drawn)
+        prompts = sum(map(len, tables(trainer, "test")))
+        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_predict_batches
+        if isinstance(limit, int):
+            sizes = [part.eval_batch_size for part in trainer.datamodule.by_task().values()] if prompts else [0]
+            prompts = min(prompts, limit * max(sizes))
+        else:
+            prompts = math.ceil(prompts * limit)
+        return {self.directory: bytes_of_images(prompts * members, pl_module)}
 
     def _writes(self, trainer: Trainer) -> bool:
         return trainer.is_global_zero and not trainer.fast_dev_run

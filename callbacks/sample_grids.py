@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +13,14 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from callbacks.tensorboard import writers
+from callbacks.tensorboard import tensorboards, writers
+from callbacks.written_images import WritesImages, bytes_of_images, tables, validations
 from flow_rl.batches import labels
 from flow_rl.evaluation.grids import image_grid
 from lightning_modules.image_module import Drawn
 
 
-class SampleGrids(Callback):
+class SampleGrids(Callback, WritesImages):
     """Puts a grid a category into TensorBoard at every validation, and the prompts as text once.
 
     It shows what the validation drew anyway, so it costs no forward of its own.
@@ -33,6 +36,18 @@ class SampleGrids(Callback):
         self._images: dict[str, list[Tensor]] = {}
         self._texts: dict[str, list[str]] = {}
         self._described = False
+
+    @override
+    def image_bytes(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> dict[Path, int]:
+        if stage != "fit":
+            return {}
+        shown = 0
+        for part in tables(trainer, "validation"):
+            counts = Counter(part.categories).values()
+            shown += sum(min(self.per_category, count) for count in counts)
+        shown *= len(getattr(pl_module, "val_guidances", (1.0,)))
+        count = shown * validations(trainer, getattr(pl_module, "updates_per_step", 1))
+        return {Path(logger.log_dir): bytes_of_images(count, pl_module) for logger in tensorboards(trainer)}
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

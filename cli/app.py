@@ -25,7 +25,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
@@ -38,12 +38,14 @@ from cli.literal_text import LiteralParser, finished, install
 from cli.named_callbacks import built_callbacks, callback_names, refuse_mixture, wanted
 from cli.named_classes import described, import_named
 from cli.quiet import leave_out_advice
+from cli.resumed_settings import compare_with_checkpoint
 from cli.run_folder import (
     EVALUATIONS,
     check_fit,
     check_writable,
     checkpoint_folders,
     claim,
+    claim_logs,
     folder_of_evaluation,
     keep_former_config,
     lock,
@@ -51,6 +53,7 @@ from cli.run_folder import (
     release,
     settings_digest,
 )
+from cli.settings_record import RecordedSettings, plain, record_of
 from cli.start_checks import check_checkpoint, check_name, check_seed
 from cli.subcommands import DESCRIPTION, DOCTOR, SUBCOMMANDS, with_config
 from flow_rl.curation.settings import CurationSettings
@@ -183,8 +186,11 @@ class FlowCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        self._settings = RecordedSettings()
         check_checkpoint(config.get("ckpt_path"))
         self._choose_folder(config)
+        if config.trainer.min_steps is not None and config.trainer.min_epochs is None:
+            config.trainer.min_epochs = 0  # Lightning's 1 would make a stop wait for the end of an endless epoch
         if config.run.threads > 0:
             torch.set_num_threads(config.run.threads)
         if config.run.tf32:
@@ -230,10 +236,9 @@ class FlowCLI(LightningCLI):
         for callback in callbacks:
             if type(callback) is ModelCheckpoint:
                 callback.__class__ = RunCheckpoint  # whatever its settings: `last.ckpt` must never stay behind
-        if self.subcommand == "fit":
-            from cli.output_checks import RoomOnDisk  # knows the generators' libraries
+        from cli.own_callbacks import own_callbacks  # knows the generators' libraries
 
-            callbacks.append(RoomOnDisk())
+        callbacks += own_callbacks(self.subcommand, self._settings)
         try:
             return super().instantiate_trainer(callbacks=[StopSignals(), *callbacks], **kwargs)
         except TypeError as error:  # Lightning's own checks raise it for a bad number of devices and the like
@@ -267,14 +272,17 @@ class FlowCLI(LightningCLI):
             if not restarted():
                 check_fit(self._folder, folders, config.ckpt_path)
             claim(self._folder, "fit", self._digest)
+            logs = self._claim_logs(resumes=restarted() or config.ckpt_path is not None)
             for directory in folders:
-                if not Path(directory).resolve().is_relative_to(self._folder.resolve()):
+                place = Path(directory).resolve()
+                if not place.is_relative_to(self._folder.resolve()) and place not in logs:
                     lock(Path(directory), "ModelCheckpoint.dirpath")
                 sweep(directory)
             keep_former_config(self._folder)
             if not restarted():
                 mark_start(self._folder)
         self._choose_checkpoint()
+        self._compare_settings()
         self._examine_checkpoint()
 
     def before_validate(self) -> None:
@@ -282,6 +290,7 @@ class FlowCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         if rank_zero_only.rank == 0 and not self._writes_nothing(config):
             claim(self._folder, self.subcommand, self._digest)
+            self._claim_logs(resumes=False)
         self._examine_checkpoint()
 
     before_test = before_predict = before_validate
@@ -292,6 +301,10 @@ class FlowCLI(LightningCLI):
         if rank_zero_only.rank == 0:
             lock(scores.with_name(f"{scores.name}.parts"), "--curation.scores")
 
+    def _claim_logs(self, *, resumes: bool) -> list[Path]:
+        folders = [Path(place) for logger in self.trainer.loggers if (place := getattr(logger, "log_dir", None))]
+        return claim_logs(folders, self._folder, self.subcommand, self._digest, resumes=resumes)
+
     def _examine_checkpoint(self) -> None:
         """Refuse a checkpoint that is damaged, or that belongs to another model, before one loads."""
         from lightning_modules.base import TrainedModule  # these know the generators' libraries
@@ -301,6 +314,17 @@ class FlowCLI(LightningCLI):
         path = self.config_init[self.subcommand].get("ckpt_path")
         if path is not None and isinstance(self.model, TrainedModule):
             check_belongs(self.model, read_description(Path(path)), str(path), fits=self.subcommand == "fit")
+
+    def _compare_settings(self) -> None:
+        """Have checkpoints record the settings, and refuse to resume under some that would train something else."""
+        from lightning_modules.base import TrainedModule
+
+        if not isinstance(self.model, TrainedModule):
+            return
+        now = self._settings.record = record_of(plain(self.config[self.subcommand]), self.model)
+        path = self.config_init[self.subcommand].get("ckpt_path")
+        if path is not None:
+            compare_with_checkpoint(Path(path), now, module=type(self.model))
 
     def _choose_checkpoint(self) -> None:
         config = self.config_init[self.subcommand]

@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from callbacks.written_images import WritesImages
 from flow_rl.errors import SettingError
 from flow_rl.files import nearest_existing, why_not_ours, why_unwritable
 from flow_rl.planning.setup import Setup
@@ -64,7 +65,12 @@ def _is_or_holds(folder: Path, other: Path) -> bool:
 
 
 class RoomOnDisk(Callback):
-    """Refuses to begin a training whose checkpoints and exports the disk has no room for."""
+    """Refuses to begin a run whose checkpoints, exports and images the disk has no room for."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage in ("test", "predict") and trainer.is_global_zero and not trainer.fast_dev_run:
+            _check_disks(image_bytes(trainer, pl_module, stage))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,6 +99,8 @@ def check_room(trainer: Trainer, module: TrainedModule) -> None:
         demands = getattr(callback, "demands", None)
         for folder in demands().replaces if demands is not None else ():
             needed[str(folder)] = export
+    for place, size in image_bytes(trainer, module, "fit").items():
+        needed[place] = needed.get(place, 0) + size
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     whole = not getattr(trainer.strategy, "_save_distributed_checkpoint", False)
     if keepers and whole and limit != resource.RLIM_INFINITY and checkpoint > limit:
@@ -101,6 +109,16 @@ def check_room(trainer: Trainer, module: TrainedModule) -> None:
             f"of {_size(limit)} at most (`ulimit -f`). Raise that limit."
         )
     _check_disks(needed)
+
+
+def image_bytes(trainer: Trainer, module: LightningModule, stage: str) -> dict[str, int]:
+    """Bytes by folder of the images that the callbacks of a run will write."""
+    needed: dict[str, int] = {}
+    for callback in trainer.callbacks:
+        if isinstance(callback, WritesImages):
+            for folder, size in callback.image_bytes(trainer, module, stage).items():
+                needed[str(folder)] = needed.get(str(folder), 0) + size
+    return needed
 
 
 def _check_disks(needed: Mapping[str, int]) -> None:
@@ -114,7 +132,8 @@ def _check_disks(needed: Mapping[str, int]) -> None:
             listed = ", ".join(f"'{folder}' {_size(needed[folder])}" for folder in folders)
             raise SettingError(
                 f"The run's outputs need {_size(total)} ({listed}), and the disk has {_size(free)} free. Free space, "
-                "set --run.dir to a larger disk, or lower ModelCheckpoint.save_top_k."
+                "set --run.dir to a larger disk, or write less: ModelCheckpoint.save_top_k, ImageWriter.members, "
+                "SampleGrids.per_category."
             )
 
 

@@ -13,7 +13,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,6 +114,36 @@ def claim(folder: Path, command: str, digest: str) -> None:
     record = {"command": command, "settings": digest}
     with writing(folder, advice=advice):
         replace_file(folder / RECORD, (json.dumps(record) + "\n").encode())
+
+
+def claim_logs(folders: Iterable[Path], run: Path, command: str, digest: str, *, resumes: bool) -> list[Path]:
+    """Claim the folders of loggers that lie outside of the run's: records, alerts and `config.yaml` go there.
+
+    Args:
+        folders: of loggers.
+        run: the run's own folder, which is claimed by itself.
+        command: that is about to write.
+        digest: see `settings_digest`.
+        resumes: whether a training goes on that has written there before.
+
+    Returns:
+        the folders that were claimed, which are locked now.
+
+    Raises:
+        SettingError: a folder holds what another command, or another training, wrote.
+        CannotWrite: the disk refused.
+    """
+    outside = [f for f in dict.fromkeys(map(Path.resolve, folders)) if not f.is_relative_to(run.resolve())]
+    for folder in outside:
+        owner = _owner(folder)
+        own = _is_same(folder, command, digest) or (resumes and owner == command)
+        if owner is not None and not own:
+            raise SettingError(
+                f"The logger's folder '{folder}' holds the records of {owner}, among which this `{command}` would "
+                "write. Set trainer.logger's save_dir, name or version to another folder, or move that one away."
+            )
+        claim(folder, command, digest)
+    return outside
 
 
 def lock(folder: Path, setting: str, *, advice: str | None = None) -> None:

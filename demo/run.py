@@ -12,7 +12,11 @@ from pathlib import Path
 from demo.pipeline.recipe import SELECTIONS, Plan, stages
 from demo.pipeline.report import build_report
 from demo.pipeline.stage_runner import StageRunner
+from flow_rl.errors import SettingError
 from flow_rl.evaluation import write_report
+from flow_rl.evaluation.records import TASKS
+from flow_rl.evaluation.report import report_paths
+from flow_rl.files import refuse_foreign_text
 
 
 def main() -> None:
@@ -47,6 +51,11 @@ def main() -> None:
         jobs=jobs,
         extra=extra,
     )
+    try:  # what comes last, looked at first
+        for path in (*report_paths(plan.directory), *(plan.directory / f"battles_{task}.jsonl" for task in TASKS)):
+            refuse_foreign_text(path)
+    except SettingError as error:
+        parser.error(str(error))
     start, todo = time.monotonic(), stages(plan)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated. The same command resumes from here."))
     runner = StageRunner(plan.directory, jobs=plan.jobs)

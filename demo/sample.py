@@ -69,11 +69,14 @@ def main() -> None:
     parser.add_argument("--prompt", required=True, help="what to draw, or with --source the instruction")
     parser.add_argument("--source", type=Path, help="image to edit")
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--steps", type=int, default=5, help="denoising steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.output.exists() and not args.overwrite:
+        parser.error(f"'{args.output}' exists. Give --output another name, or add --overwrite to replace it.")
     source = None if args.source is None else ImageOps.exif_transpose(Image.open(args.source)).convert("RGB")
     image = sample(
         load(args.model),

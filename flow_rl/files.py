@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flow_rl.errors import CannotWrite, SettingError
@@ -82,46 +82,111 @@ def put_text(path: str | Path, text: str) -> None:
         SettingError: something is there that `put_text` did not write, or that was edited since.
         CannotWrite: the disk refused.
     """
-    path = Path(path)
-    refuse_foreign_text(path)
-    content = text.encode()
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
-        known = _written(path.parent) | {path.name: hashlib.sha256(content).hexdigest()}
-        replace_file(path.parent / MANIFEST, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    put_texts({path: text})
+
+
+def put_texts(texts: Mapping[str | Path, str]) -> None:
+    """Write texts that belong together, see `put_files`."""
+    put_files({path: text.encode() for path, text in texts.items()})
+
+
+def put_files(contents: Mapping[str | Path, bytes], *, durable: bool = True) -> None:
+    """Write files that belong together, and remember them: all are complete before one replaces an older one.
+
+    A file that has its content already is left alone, whoever wrote it.
+
+    Args:
+        contents: by path.
+        durable: see `replacing_file`.
+
+    Raises:
+        SettingError: something is there that was not written here, or that was edited since; nothing was written.
+        CannotWrite: the disk refused.
+    """
+    files = {Path(path): content for path, content in contents.items()}
+    known = {folder: _written(folder) for folder in {path.parent for path in files}}
+    new = {path: content for path, content in files.items() if not _refuse_foreign(path, known[path.parent], content)}
+    with ExitStack() as stack:
+        for path, content in new.items():
+            stack.enter_context(writing(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(replacing_file(path, durable=durable)).write_bytes(content)
+            known[path.parent][path.name] = hashlib.sha256(content).hexdigest()
+    for folder in {path.parent for path in new}:
+        with writing(folder):
+            replace_file(folder / MANIFEST, (json.dumps(known[folder], indent=1, sort_keys=True) + "\n").encode())
 
 
 def refuse_foreign_text(path: str | Path) -> None:
-    """Refuse to replace a file that `put_text` did not write, or that was edited since.
+    """Refuse to replace a file that `put_files` did not write, or that was edited since.
 
     Raises:
         SettingError: naming the file.
     """
-    path = Path(path)
+    _refuse_foreign(Path(path), _written(Path(path).parent), None)
+
+
+def _refuse_foreign(path: Path, known: Mapping[str, str], content: bytes | None) -> bool:
+    """Whether a file has this content already; see `put_files` for what is refused."""
     if not os.path.lexists(path):
-        return
+        return False
     if path.is_file():
-        if hashlib.sha256(path.read_bytes()).hexdigest() == _written(path.parent).get(path.name):
-            return
-        what = "was edited since it was written here" if path.name in _written(path.parent) else "was not written here"
+        there = path.read_bytes()
+        if there == content:
+            return True
+        if hashlib.sha256(there).hexdigest() == known.get(path.name):
+            return False
+        what = "was edited since it was written here" if path.name in known else "was not written here"
     else:
         what = "is no file"
     raise SettingError(f"'{path}' {what}, and would be replaced. Move it or delete it, or write to another path.")
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it: a crash leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+@contextmanager
+def replacing_file(
+    path: str | Path,
+    *,
+    partial: Path | None = None,
+    put: Callable[[Path, Path], object] | None = None,
+    durable: bool = True,
+) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of `path` once the block is through.
+
+    A crash leaves the old file or the new one, whole and on the disk. What the block wrote is removed where it fails.
+
+    Args:
+        path: of the file; its folder exists.
+        partial: the name to write under; None makes one of this process.
+        put: gives a file its name; None renames it.
+        durable: wait until the disk has it; false leaves a file to a power cut that can be made again.
+    """
+    final = Path(path)
+    partial = partial or final.with_name(f".{final.name[:200]}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        yield partial
+        if durable:
+            sync(partial)
+        (put or os.replace)(partial, final)
+        if durable:
+            sync(final.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all, see `replacing_file`."""
+    with replacing_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _written(directory: Path) -> dict[str, str]:

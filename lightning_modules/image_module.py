@@ -74,6 +74,8 @@ class ImageModule(TrainedModule):
         test_members: images a prompt in `test` and `predict`.
         max_prompt_tokens: refuse longer prompts, before anything is loaded; None takes the family's limit (512 for
             Qwen-Image's text-to-image, which reads no more, and 1024 for others).
+        check_rewards: let every reward score a few samples before training (`callbacks.reward_trial`); false for
+            services that cost too much.
         seed: of all that is drawn at random: noise, windows, noise levels, states.
 
     Attributes:
@@ -105,6 +107,7 @@ class ImageModule(TrainedModule):
         max_skipped: int = MAX_SKIPPED,
         test_members: int = 1,
         max_prompt_tokens: int | None = None,
+        check_rewards: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,6 +127,7 @@ class ImageModule(TrainedModule):
         self.gradient_clip, self.max_skipped = gradient_clip, max_skipped
         self.test_members = test_members
         self.max_prompt_tokens = max_prompt_tokens
+        self.check_rewards = check_rewards
         self.seed = seed
         self.clock = PhaseClock()
         self.iteration = 0

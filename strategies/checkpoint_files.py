@@ -22,7 +22,7 @@ import torch
 from typing_extensions import override
 
 from flow_rl.errors import CannotWrite
-from flow_rl.files import reason
+from flow_rl.files import reason, replacing_file, sync
 
 SUFFIX = ".ckpt"
 META = "meta.pt"
@@ -110,10 +110,8 @@ def beside(path: Path) -> Path:
 
 def write_meta(directory: Path, meta: Any) -> None:
     """Write the last file of a directory of shards: it is complete from here on."""
-    held = directory / (META + PARTIAL)
-    _write(held, meta)
-    os.replace(held, directory / META)
-    _sync(directory)
+    with replacing_file(directory / META) as held:
+        _write(held, meta)
 
 
 def put_in_place(partial: Path, path: Path) -> None:
@@ -129,7 +127,7 @@ def put_in_place(partial: Path, path: Path) -> None:
             path.rename(replaced)
         partial.rename(path)
         remove(replaced)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def save_file(checkpoint: Any, path: Path) -> None:
@@ -141,8 +139,8 @@ def save_file(checkpoint: Any, path: Path) -> None:
     partial = path.with_name(path.name + PARTIAL)
     with saving(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(beside(path), checkpoint)
-        put_in_place(partial, path)
+        with replacing_file(path, partial=beside(path), put=put_in_place) as held:
+            _write(held, checkpoint)
 
 
 @contextmanager
@@ -225,14 +223,3 @@ def _write(path: Path, content: Any) -> None:
             raise watched.error from error
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = SAVED + repr(time.time()).encode()
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Make names last through a power cut as well."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

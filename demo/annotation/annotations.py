@@ -22,6 +22,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from demo.annotation.judgements import DAMAGE, judge_alignment
 from demo.world.captions import caption
 from demo.world.looks import look_of
 from demo.world.world import SPLITS, Split, keyed_rng, make_scene
+from flow_rl.errors import SettingError
+from flow_rl.files import put_files, refuse_foreign_text
 from flow_rl.models.images import to_uint8
 
 DIMENSIONS = ("alignment", "aesthetic", "portrait", "instruction_following")
@@ -120,16 +123,20 @@ def write_groups(groups: Iterator[Group], directory: Path, name: str) -> int:
 
     Returns:
         number of annotations.
+
+    Raises:
+        SettingError: a file of somebody else's, or one that was edited since, would be replaced.
     """
     folder = directory / "images" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str | Path, bytes] = {}
     records, preferences = [], []
     for group in groups:
         label = f"{name}-{group.name}"  # files are read together
         common: dict[str, Any] = {"prompt": group.prompt, "dimension": group.dimension}
         if group.source is not None:
-            common["source"] = _save(group.source, folder / f"{group.name}-source.png", directory)
-        paths = [_save(image, folder / f"{group.name}-{i}.png", directory) for i, image in enumerate(group.images)]
+            common["source"] = _add(files, group.source, folder / f"{group.name}-source.png", directory)
+        names = [folder / f"{group.name}-{i}.png" for i in range(len(group.images))]
+        paths = [_add(files, image, path, directory) for image, path in zip(group.images, names, strict=True)]
         for i, (path, judged) in enumerate(zip(paths, group.judgements, strict=True)):
             judgement = {"score": judged.score, "reasoning": judged.reasoning}
             record = {"id": f"{label}-{i}", "image": path, **common, **judgement, "group": label}
@@ -140,13 +147,15 @@ def write_groups(groups: Iterator[Group], directory: Path, name: str) -> int:
             if group.judgements[i].score > group.judgements[j].score
         ]
     for suffix, rows in (("", records), ("_preferences", preferences)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (directory / f"{name}{suffix}.jsonl").write_text(text, encoding="utf-8")
+        files[directory / f"{name}{suffix}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    put_files(files, durable=False)
     return len(records)
 
 
-def _save(image: Tensor, path: Path, directory: Path) -> str:
-    Image.fromarray(to_uint8(image[None])[0]).save(path)
+def _add(files: dict[str | Path, bytes], image: Tensor, path: Path, directory: Path) -> str:
+    buffer = BytesIO()
+    Image.fromarray(to_uint8(image[None])[0]).save(buffer, "PNG")
+    files[path] = buffer.getvalue()
     return str(path.relative_to(directory))
 
 
@@ -163,6 +172,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the samples")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
+    try:  # before anything is drawn
+        for name in (f"{split}{kind}" for split in SPLITS for kind in ("", "_samples")):
+            refuse_foreign_text(args.output / f"{name}.jsonl")
+            refuse_foreign_text(args.output / f"{name}_preferences.jsonl")
+    except SettingError as error:
+        parser.error(str(error))
     # the image model's libraries take seconds to import
     from demo.annotation.hard_cases import hardest
     from demo.annotation.policy_samples import sampled_groups

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from diffusers import AutoencoderKLQwenImage21
 
+from demo.making.outputs import check_output
 from demo.world.captions import caption
 from demo.world.edits import make_edit
 from demo.world.world import make_scene
+from flow_rl.files import replacing
 from flow_rl.models.tiny.qwen_image_21 import build_pipeline
 
 
@@ -31,9 +33,11 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=3000, help="captions, and as many instructions, for the tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    check_output(parser, args.output)
     pipeline = build_pipeline(corpus(args.seed, args.texts), seed=args.seed)
     pipeline.register_modules(vae=AutoencoderKLQwenImage21.from_pretrained(args.vae))
-    pipeline.save_pretrained(args.output)
+    with replacing(args.output) as partial:
+        pipeline.save_pretrained(partial)
     parameters = {
         name: sum(p.numel() for p in getattr(pipeline, name).parameters())
         for name in ("transformer", "text_encoder", "vae")

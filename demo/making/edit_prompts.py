@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from demo.world.edits import EDITABLE, EditPair, make_edit
 from demo.world.world import SPLITS, Scene, render
+from flow_rl.errors import SettingError
+from flow_rl.files import put_files
 
 EDIT_SEED = 2027
 COUNTS = {"train": 1000, "validation": 60, "test": 400}
@@ -39,23 +42,29 @@ def write_edits(directory: Path, split: str, count: int) -> Path:
 
     Returns:
         the file.
+
+    Raises:
+        SettingError: a file of somebody else's, or one that was edited since, would be replaced.
     """
-    (directory / "images").mkdir(parents=True, exist_ok=True)
+    files: dict[str | Path, bytes] = {}
     records = []
     for index in range(count):
         number, pair = edit_of(split, index)
         record = {"id": number, "instruction": pair.instruction, "category": pair.category}
-        record["source"] = _save(pair.source, directory, f"images/{number}.png")
+        record["source"] = _add(files, pair.source, directory, f"images/{number}.png")
         if split in WITH_TARGETS:
-            record["target"] = _save(pair.target, directory, f"images/{number}-target.png")
+            record["target"] = _add(files, pair.target, directory, f"images/{number}-target.png")
         records.append(record)
     path = directory / f"{split}.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    files[path] = "".join(json.dumps(record) + "\n" for record in records).encode()
+    put_files(files, durable=False)
     return path
 
 
-def _save(scene: Scene, directory: Path, name: str) -> str:
-    Image.fromarray(render(scene)).save(directory / name)
+def _add(files: dict[str | Path, bytes], scene: Scene, directory: Path, name: str) -> str:
+    buffer = BytesIO()
+    Image.fromarray(render(scene)).save(buffer, "PNG")
+    files[directory / name] = buffer.getvalue()
     return name
 
 
@@ -67,7 +76,10 @@ def main() -> None:
     args = parser.parse_args()
     for split in SPLITS:
         count = max(1, round(args.count * COUNTS[split]))
-        print(f"{write_edits(args.output, split, count)}: {count} edits")
+        try:
+            print(f"{write_edits(args.output, split, count)}: {count} edits")
+        except SettingError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from diffusers import AutoencoderKLQwenImage21
 from torch import Tensor
 from torch.nn import functional
 
+from demo.making.outputs import check_output
 from demo.world.dataset import render_scenes
+from flow_rl.files import replacing
 from flow_rl.models.images import from_uint8, to_rgba
 from flow_rl.models.tiny.qwen_image_21 import build_vae
 
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the renders")
     args = parser.parse_args()
+    check_output(parser, args.output)
     torch.set_flush_denormal(True)  # before the first parallel region: denormals made a step 100x slower
     data = render_scenes(args.seed, range(args.scenes), "train", workers=2, cache_dir=args.cache)
     images = from_uint8(data.images)
@@ -89,7 +92,8 @@ def main() -> None:
         made = vae(to_rgba(held_out)).sample[:, :3, 0] / 2 + 0.5
     mse = (made - held_out).square().mean().item()
     print(f"held-out renders: PSNR {-10 * np.log10(mse):.1f} dB")
-    vae.save_pretrained(args.output)
+    with replacing(args.output) as partial:
+        vae.save_pretrained(partial)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from demo.making.outputs import check_output
 from demo.making.vlm_pool import Pool, load_pool
 from demo.making.vlm_seeing import build_reader, seeing_loss, targets, teach_seeing
 from demo.making.vlm_tasks import TASKS, Example, corpus, task_batch
 from demo.world.world import keyed_rng
+from flow_rl.files import replacing, replacing_file
 from flow_rl.models.tiny.vision_language import build_vlm, build_vlm_tokenizer
 from flow_rl.rewards.conversation import IGNORED, encode_questions, pad_left
 
@@ -174,9 +176,8 @@ def _keep(path: Path, step: int, steps: int, model: torch.nn.Module, **states: A
     state = {"step": step, "steps": steps, "model": model.state_dict()}
     state |= {name: part.state_dict() for name, part in states.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing_file(path) as partial:
+        torch.save(state, partial)
 
 
 def main() -> None:
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="keeps the renders")
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     args = parser.parse_args()
+    check_output(parser, args.output / "model")
     torch.set_flush_denormal(True)  # before the first parallel region: denormals made a step 100x slower
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -232,8 +234,9 @@ def main() -> None:
         checkpoint=checkpoint,
         every=args.every,
     )
-    model.save_pretrained(args.output / "model")
-    processor.save_pretrained(args.output / "model")
+    with replacing(args.output / "model") as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
     print(f"written to {args.output / 'model'}, {time.perf_counter() - start:.0f} s in all")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from demo.world.captions import caption
 from demo.world.vocabulary import CATEGORIES
 from demo.world.world import SPLITS, make_scene
+from flow_rl.errors import SettingError
+from flow_rl.files import put_texts
 
 PROMPT_SEED = 2026
 COUNTS = {"train": 4000, "validation": 100, "test": 1000}
@@ -46,9 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="where to write")
     directory = parser.parse_args().directory
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        put_texts({directory / f"{split}.jsonl": prompt_lines(split) for split in SPLITS})
+    except SettingError as error:
+        parser.error(str(error))
     for split in SPLITS:
-        (directory / f"{split}.jsonl").write_text(prompt_lines(split), encoding="utf-8")
         print(f"{directory / f'{split}.jsonl'}: {COUNTS[split]} prompts")
 
 

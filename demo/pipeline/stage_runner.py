@@ -21,6 +21,7 @@ import torch
 
 from demo.pipeline.stage_progress import StageDisplay, ending
 from demo.pipeline.stages import Stage
+from flow_rl.files import replace_file
 
 _POLL = 0.5
 #: seconds that stages have to end once another has failed or the user has had enough
@@ -125,6 +126,8 @@ class StageRunner:
             self.seconds[stage.name] = entry["seconds"]
             self._display.say(f"\n{heading}: done before ({entry['seconds']:.0f} s), inputs unchanged")
             return None
+        if not entry:
+            _refuse_foreign(stage)
         if not same:
             _remove(stage.resumes_from)
         last = stage.checkpoints / "last.ckpt" if stage.checkpoints is not None else None
@@ -182,9 +185,7 @@ class StageRunner:
 
     def _remember(self, name: str, **entry: Any) -> None:
         known = self._read() | {name: entry}
-        partial = self.directory / "stages.json.partial"
-        partial.write_text(json.dumps(known, indent=2), encoding="utf-8")
-        partial.replace(self.directory / "stages.json")
+        replace_file(self.directory / "stages.json", json.dumps(known, indent=2).encode())
 
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.directory / "stages.json"
@@ -202,6 +203,17 @@ def _stop(running: Sequence[Running]) -> None:
             job.process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             job.process.kill()
+
+
+def _refuse_foreign(stage: Stage) -> None:
+    """Leave alone what a stage of no demo run here made: a training by hand has the same folder."""
+    found = [path for path in stage.resumes_from if path.exists()]
+    found += [] if stage.checkpoints is None else sorted(stage.checkpoints.glob("*.ckpt"))
+    if found:
+        sys.exit(
+            f"Stage '{stage.name}' would replace '{found[0]}', which no demo run made. Move it away, or give the demo "
+            "another --dir."
+        )
 
 
 def _remove(paths: Sequence[Path]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from flow_rl.files import replacing_file
 
 
 def cached_arrays(path: Path | None, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -22,7 +23,6 @@ def cached_arrays(path: Path | None, make: Callable[[], Mapping[str, np.ndarray]
     made = dict(make())
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(partial, **made)
-        partial.replace(path)  # a reader never sees half a file
+        with replacing_file(path) as partial, partial.open("wb") as file:  # a name would get another suffix
+            np.savez(file, **made)
     return made

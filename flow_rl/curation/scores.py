@@ -8,7 +8,6 @@ Shapes: P prompts, G images a prompt, K rewards.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from flow_rl.batches import PromptTable
 from flow_rl.curation.provenance import Provenance, prompt_digests
+from flow_rl.files import replacing_file
 
 FORMAT = "curated-scores-1"
 
@@ -102,11 +102,8 @@ class CuratedScores:
         # one entry: several would be written in any order, and equal scores should make equal files
         header = {"categories": self.categories, "rewards": self.reward_names, "provenance": asdict(self.provenance)}
         tensors = {"ids": self.ids, "prompts": self.prompts, "scores": self.scores.float().contiguous()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing_file(path) as partial:
+            save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> CuratedScores:

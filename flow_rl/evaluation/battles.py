@@ -21,6 +21,7 @@ from typing_extensions import override
 from flow_rl.evaluation.arena import Rating, bradley_terry, ratings_of_many
 from flow_rl.evaluation.statistics import expanded_tail
 from flow_rl.evaluation.vote_files import read_rows
+from flow_rl.files import put_text
 from flow_rl.rewards.asking import ask
 from flow_rl.rewards.base import Reward, Samples
 
@@ -198,8 +199,12 @@ def rate_by_category(battles: Sequence[Battle], *, names: Sequence[str], seed: i
 
 
 def write_battles(battles: Iterable[Battle], path: str | Path) -> None:
-    """Write battles as JSON Lines, one object a battle with the fields of `Battle`."""
-    Path(path).write_text("".join(json.dumps(asdict(battle)) + "\n" for battle in battles), encoding="utf-8")
+    """Write battles as JSON Lines, one object a battle with the fields of `Battle`.
+
+    Raises:
+        SettingError: a file of votes, or another one that this function did not write, see `put_text`.
+    """
+    put_text(path, "".join(json.dumps(asdict(battle)) + "\n" for battle in battles))
 
 
 def read_battles(path: str | Path) -> list[Battle]:

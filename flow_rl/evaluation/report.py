@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ from flow_rl.evaluation.records import (
     Report,
     RewardAgreement,
 )
+from flow_rl.files import put_texts
 
 __all__ = [
     "Claim",
@@ -125,7 +124,8 @@ def write_report(report: Report, directory: str | Path) -> tuple[Path, Path]:
         Paths of the page and of the JSON file.
 
     Raises:
-        ValueError: settings that JSON cannot hold, an image that is none, or a path that is not a directory.
+        ValueError: settings that JSON cannot hold, an image that is none, a path that is not a directory, or a report
+            that was edited or that something else wrote.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -138,26 +138,11 @@ def write_report(report: Report, directory: str | Path) -> tuple[Path, Path]:
             "Turn paths, tensors and the like into strings or numbers first."
         ) from error
     page = render_page(report)
-    directory.mkdir(parents=True, exist_ok=True)
-    html_path, json_path = directory / "report.html", directory / "report.json"
-    _replace_together({html_path: page, json_path: numbers + "\n"})
+    html_path, json_path = report_paths(directory)
+    put_texts({html_path: page, json_path: numbers + "\n"})
     return html_path, json_path
 
 
-def _replace_together(texts: dict[Path, str]) -> None:
-    """Write every text to a temporary file beside its target, then rename all of them."""
-    written: dict[Path, Path] = {}
-    try:
-        for target, text in texts.items():
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            written[target] = Path(name)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner can read
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for target, temporary in written.items():
-            os.replace(temporary, target)
-    finally:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
+def report_paths(directory: str | Path) -> tuple[Path, Path]:
+    """Paths of the page and of the JSON file in a directory."""
+    return Path(directory) / "report.html", Path(directory) / "report.json"

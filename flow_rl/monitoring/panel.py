@@ -13,7 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flow_rl import stop_signal
 from flow_rl.batches import Prompts
+from flow_rl.distributed.gradients import any_rank
 from flow_rl.distributed.sharding import gathered
 from flow_rl.distributed.shares import Share, gather_objects
 from flow_rl.flow.noise import Stream
@@ -75,6 +77,7 @@ class MonitorPanel:
         self.members = members
         self._latents: Tensor | None = None
         self._velocities: Tensor | None = None
+        self._looked = False
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.prompts) * self.members
@@ -108,7 +111,10 @@ class MonitorPanel:
         blank = self._encode_blank()
         # The transformer alone, and released again: training continues with the shards as they are then.
         with gathered(model.transformer):
-            latents = [sampler.denoise(model, some) for some in chunks]
+            latents = []
+            for some in chunks:
+                self._give_way()
+                latents.append(sampler.denoise(model, some))
             if self._latents is None:
                 self._latents = shares[0].gather(latents[0])[:: self.members][:DRIFT_LATENTS].float().clone()
             velocities = self._unconditional(blank)
@@ -116,8 +122,10 @@ class MonitorPanel:
         if self._velocities is None:
             self._velocities = velocities
         images = [sampler.decode(model, some, members=self.members) for some in latents]
+        self._give_way()
         found = [self._examine(*some) for some in zip(shares, mine, images, latents, strict=True)]
         proxy, panel, measures = zip(*found, strict=True)
+        self._looked = True
         return PanelRecord(
             iteration=policy.iteration,
             proxy=torch.cat(proxy),
@@ -128,6 +136,11 @@ class MonitorPanel:
                 sum(share.own for share in shares), proxy=policy.rewards, panel=policy.monitors
             ),
         )
+
+    def _give_way(self) -> None:
+        """Give the first look up where a stop was asked for: nothing has been trained that would be lost."""
+        if not self._looked and any_rank(stop_signal.asked()):
+            raise stop_signal.StopAsked
 
     def _examine(
         self, share: Share, prompts: Prompts, images: Tensor, latents: Tensor
@@ -215,6 +228,7 @@ class MonitorPanel:
     def load_state_dict(self, state: Mapping[str, Tensor | None]) -> None:
         """Restore what the first look of the run fixed."""
         self._latents, self._velocities = state["latents"], state["velocities"]
+        self._looked = True
 
 
 def _statistics(**scorers: Mapping[str, Reward]) -> dict[str, float]:

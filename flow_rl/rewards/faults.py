@@ -158,6 +158,17 @@ class FaultLog:
         while sum(n for n, _ in self._window) - self._window[0][0] >= self.policy.window:
             self._window.popleft()
 
+    @property
+    def failed_whole(self) -> bool:
+        """Whether every sample of the last batch failed."""
+        return bool(self._window) and 0 < self._window[-1][0] == self._window[-1][1]
+
+    def forget(self) -> None:
+        """Count from nothing again."""
+        self.last_failure = None
+        self._events.clear()
+        self._window.clear()
+
     def statistics(self) -> dict[str, float]:
         """Parse rate, mask rate and mean latency since the last call; empty if nothing was scored."""
         events = []

@@ -50,6 +50,11 @@ def attributes_digest(value: object, *, skip: Collection[str] = ()) -> str:
     return found.hexdigest()[:DIGITS]
 
 
+def digest_file(path: Path) -> str:
+    """Hash of a file's bytes, 16 hexadecimal digits."""
+    return _file_hash(path)[:DIGITS]
+
+
 def digest_directory(path: str | Path) -> str:
     """Hash of the files below a directory: their relative names and their content; hidden ones are left out.
 

@@ -212,6 +212,26 @@ class ProcessState:
         return changed
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnRandomState:
+    """Where the random generators of a reward stand; None: it has not drawn from them yet."""
+
+    state: Any
+
+    def restore(self, reward: Reward) -> None:
+        """Let the reward's next draw be what it would have been then."""
+        kept = getattr(reward, "__dict__", {})
+        if self.state is None:
+            kept.pop(_OWN, None)
+        else:
+            kept[_OWN] = self.state
+
+
+def own_random_state(reward: Reward) -> OwnRandomState:
+    """Where the random generators stand that a reward draws from between its calls."""
+    return OwnRandomState(state=getattr(reward, "__dict__", {}).get(_OWN))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _RandomState:
     """The states of the global random generators; `cuda` is None where no CUDA device was asked for."""

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from flow_rl.errors import CannotWrite
 from flow_rl.evaluation.arena import Rating
 from flow_rl.evaluation.curves import Curve
 from flow_rl.evaluation.pipeline_picture import Box, pipeline_picture
 from flow_rl.evaluation.records import Claim, Comparison, ComparisonRow, Report, RewardAgreement, Watch
 from flow_rl.evaluation.report import write_report
 from flow_rl.evaluation.statistics import Interval
+from flow_rl.files import MANIFEST
 
 NASTY = 'a <b>cat</b> & "dog" <script>alert(1)</script>'
 HALF = Interval(mean=0.5, low=0.4, high=0.6, n=20)
@@ -215,10 +217,10 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch, failing):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CannotWrite, match="disk full"):
         write_report(_report(title="New"), tmp_path)
     assert [path.read_bytes() for path in paths] == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MANIFEST, "report.html", "report.json"]
 
 
 def test_a_killed_write_leaves_the_old_report(tmp_path, monkeypatch):
