@@ -4,7 +4,7 @@ Lightning imports torchmetrics, whose `__init__` imports every metric, and with 
 scipy; Lightning itself uses the base classes alone. It imports torch's compiler to recognise compiled models. peft
 imports bitsandbytes, which compiles functions and logs that it has no kernels, whether or not anything is quantised.
 `install` makes these imports cheap: a deferred module is the module itself, not yet executed. What isn't installed is
-missing at its import, as ever.
+missing at its import, as ever. Only the help of a subcommand uses this: it never comes to a computation.
 """
 
 from __future__ import annotations

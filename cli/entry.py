@@ -17,14 +17,17 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the command line; None for the process's own.
     """
+    words = sys.argv[1:] if args is None else args
     try:
-        if answer(sys.argv[1:] if args is None else args):
+        if answer(words):
             return
     except SettingError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
         complain(str(error))
-    deferred_modules.install()
+    if {"-h", "--help"} & set(words):
+        # A help computes nothing. A run gets its libraries as they are: what is deferred is part of torch's compiler.
+        deferred_modules.install()
     from cli import app  # imports Lightning, which the modules must be deferred before
 
     app.main(args)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightning import Callback
 
-from callbacks.reward_trial import RewardTrial
 from cli.output_checks import RoomOnDisk
 from cli.settings_record import RecordedSettings
 
@@ -17,5 +16,7 @@ def own_callbacks(command: str, settings: RecordedSettings) -> list[Callback]:
         settings: writes the settings of a `fit` into its checkpoints.
     """
     if command == "fit":
+        from callbacks.reward_trial import RewardTrial  # knows the generators' libraries
+
         return [RoomOnDisk(), RewardTrial(), settings]
     return [RoomOnDisk()] if command in ("test", "predict") else []

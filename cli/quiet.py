@@ -27,6 +27,12 @@ def leave_out_advice() -> None:
     # `main(args)` is meant to be called from Python, whatever the calling program's own arguments.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    # peft imports bitsandbytes, whether or not anything is quantised. Without this kernel it computes in another way.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_about_no_kernel)
+
+
+def _is_about_no_kernel(record: logging.LogRecord) -> bool:
+    return "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

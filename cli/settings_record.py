@@ -11,7 +11,6 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from flow_rl.models.base_digest import base_digests
 from flow_rl.rewards.fingerprints import digest_file
 
 #: of a checkpoint
@@ -126,6 +125,8 @@ def _content(path: Path, *, folders: bool) -> str | None:
             return digest_file(path)
         if not folders or not path.is_dir():
             return None
+        from flow_rl.models.base_digest import base_digests  # knows the generators' libraries
+
         return " ".join(f"{part} {found}" for part, found in base_digests(path).items()) or None
     except (OSError, ValueError):  # whoever reads it says what is wrong with it
         return None
