@@ -189,7 +189,7 @@ from benchmarks.gpu.parts import PARTS
 print(sum(len(checks()) for checks in PARTS.values()), len(demo_rewards("t2i", "edit")), len(demo_instructions()))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["22", "4", "2"]
+    assert found.stdout.split() == ["23", "4", "2"]
 
 
 def test_checks_are_listed_without_an_output(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_a_run_resumes_elsewhere_bit_for_bit_and_not_as_another(
     assert "run.seed was 0 and is 5" in text
     assert "data.prompts_per_step was 2 and is 4" in text
     moved = shutil.copy(prompt_files["train_file"], tmp_path / "moved.jsonl")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
     app.main([*again, f"--data.train_file={moved}", "--trainer.log_every_n_steps=2"])
     [named] = [m.partition("changed: ")[2] for m in caplog.messages if "settings that have changed" in m]
     assert sorted(named.rstrip(".").split("; ")) == [

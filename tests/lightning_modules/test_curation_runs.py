@@ -18,7 +18,7 @@ from datamodules import PromptDataModule
 from flow_rl.curation.scores import CuratedScores
 from flow_rl.curation.settings import CurationSettings
 from flow_rl.rewards import Reward, Samples
-from flow_rl.stop_signal import StopAsked
+from flow_rl.stop_signal import StopAsked, forget
 from lightning_modules import GRPOPolicy
 from lightning_modules.curation import CURATION_STEP, CurationRun, score_groups
 from tests.planted import Brightness
@@ -99,6 +99,7 @@ def test_a_stop_is_obeyed_before_the_next_batch(bright, data, whole, tmp_path) -
     with pytest.raises(StopAsked):
         run(bright(stop), data(), path, trainer)
     signal.signal(signal.SIGTERM, before)
+    forget()
     assert stop._seen == 6, "one batch of two prompts, three images each"
     assert torch.equal(run(bright(), data(), path).scores, whole.scores)
 
