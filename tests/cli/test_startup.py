@@ -130,6 +130,7 @@ def test_a_class_may_be_named_without_its_package(tiny_path, tmp_path, capsys) -
     )
 
 
+@pytest.mark.slow
 def test_bitsandbytes_waits_until_something_is_quantised() -> None:
     done = python(
         "import sys\n"
@@ -164,6 +165,7 @@ def test_only_help_defers_modules(monkeypatch) -> None:
     assert installed
 
 
+@pytest.mark.slow
 def test_what_is_deferred_is_whole_once_it_is_used() -> None:
     python(
         "import sys\n"
