@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.bench import Bench, Row, Value
 from benchmarks.gpu.evaluations import evaluation, prepare
+from benchmarks.gpu.profiles import profiled
 from benchmarks.gpu.random_model import RandomQwenImage21, scale_of, shared_model
 from benchmarks.gpu.timing import seconds
 from benchmarks.gpu.updates import backward_of
@@ -57,13 +57,7 @@ def kind_of(kernel: str) -> str:
 
 def kernels_of(bench: Bench, function: Callable[[], object]) -> Kernels:
     """The kernels of one call; none on a CPU."""
-    function()
-    bench.synchronize()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
-    with profile(activities=activities) as profiler:
-        function()
-        bench.synchronize()
-    ran = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA and e.self_device_time_total > 0]
+    ran = [e for e in profiled(bench, function) if e.device_type == DeviceType.CUDA and e.self_device_time_total > 0]
     spent: Counter[str] = Counter()
     for event in ran:
         spent[kind_of(event.key)] += event.self_device_time_total / 1e6

@@ -1,9 +1,10 @@
-"""Which attention kernels ran, from torch's profiler."""
+"""What ran during a call, from torch's profiler; above all which attention kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.bench import Bench
@@ -15,15 +16,20 @@ KERNELS = ("flash", "fmha", "attention", "cudnn_generated", "sdpa")
 LONGEST = 48
 
 
-def attention_kernels(bench: Bench, function: Callable[[], object]) -> str:
-    """Implementations that torch chose, and on a GPU their kernels with their milliseconds, the longest first."""
+def profiled(bench: Bench, function: Callable[[], object]) -> list[FunctionEventAvg]:
+    """What torch's profiler saw of one call, after another that warmed up: averages by name."""
     function()
     bench.synchronize()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
     with profile(activities=activities) as profiler:
         function()
         bench.synchronize()
-    events = profiler.key_averages()
+    return list(profiler.key_averages())
+
+
+def attention_kernels(bench: Bench, function: Callable[[], object]) -> str:
+    """Implementations that torch chose, and on a GPU their kernels with their milliseconds, the longest first."""
+    events = profiled(bench, function)
     chosen = sorted(
         {backend for event in events for backend in BACKENDS if backend in event.key and "aten" in event.key}
     )
