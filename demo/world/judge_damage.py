@@ -40,7 +40,7 @@ def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def wave(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Two sine waves push pixels to and fro, by up to 5 pixels."""
+    """Two sine waves push pixels back and forth, by up to 5 pixels."""
     n, (x, y) = len(images), _grid(images)
     shifts = []
     for along in (y, x):
