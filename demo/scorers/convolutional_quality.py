@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from typing_extensions import override
 
+from demo.scorers.convolutional import convolution, stages
 from demo.scorers.quality import QualityScore
 
 
@@ -24,13 +25,8 @@ class ConvolutionalQuality(QualityScore):
         super().__init__()
         w = width
         layers: list[nn.Module] = []
-        for channels_in, channels_out in ((3, w), (w, 2 * w), (2 * w, 3 * w), (3 * w, 3 * w)):
-            layers += [
-                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
+        for channels_in, channels_out in stages(w):
+            layers += [*convolution(channels_in, channels_out), nn.MaxPool2d(2)]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(12 * w, 64), nn.ReLU())
         self.head = nn.Linear(64, 1)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
+from demo.scorers.convolutional import convolution, stages
 from demo.scorers.exact import FLAT, Card, flat_color, read_cards
 from demo.scorers.readings import Reading
 from demo.scorers.verifiers import Verifier
@@ -41,12 +42,8 @@ class ConvolutionalReader(Verifier):
         super().__init__()
         w = width
         layers: list[nn.Module] = []
-        for channels_in, channels_out in ((3, w), (w, 2 * w), (2 * w, 3 * w), (3 * w, 3 * w)):
-            layers += [
-                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
-                nn.ReLU(),
-            ]
+        for channels_in, channels_out in stages(w):
+            layers += convolution(channels_in, channels_out)
             if channels_out != 3 * w or channels_in != 3 * w:
                 layers.append(nn.MaxPool2d(2))
         layers += [nn.Flatten(), nn.Dropout(0.2), nn.Linear(3 * w * 16, 160), nn.ReLU()]
