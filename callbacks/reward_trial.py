@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from flow_rl.batches import PromptData
+from callbacks.written_images import tables
 from flow_rl.distributed.shares import raised_everywhere
 from flow_rl.rl.reward_trial import trial_prompts, trial_samples, try_rewards
 from lightning_modules.image_module import ImageModule
@@ -20,12 +20,10 @@ class RewardTrial(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, ImageModule) or not pl_module.check_rewards or not isinstance(data, PromptData):
+        if not isinstance(pl_module, ImageModule) or not pl_module.check_rewards:
             return
         device, size = pl_module.compute_device, pl_module.generator.size
         with raised_everywhere():
-            for part in data.by_task().values():
-                if (table := getattr(part, "train", None)) is not None:
-                    samples = trial_samples(trial_prompts(table), size, device)
-                    try_rewards(pl_module.rewards, pl_module.asks, samples)
+            for table in tables(trainer, "train"):
+                samples = trial_samples(trial_prompts(table), size, device)
+                try_rewards(pl_module.rewards, pl_module.asks, samples)
