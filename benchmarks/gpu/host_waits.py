@@ -51,8 +51,9 @@ def host_waits(bench: Bench) -> Iterator[Row]:
             yield "encode, both branches", waits
             cached, waits = counted(bench, lambda: branches.cached(model).repeat_interleave(2))
             yield "prefixes, both branches", waits
-            latents = sampler.initial_noise(model, step=0, ids=[11, 11, 12, 12], members=[0, 1, 0, 1])
-            latents = latents.to(bench.device)
+            latents = sampler.initial_noise(
+                model, step=0, ids=[11, 11, 12, 12], members=[0, 1, 0, 1], device=bench.device
+            )
             velocity = guided_velocity(model, cached.conditional, cached.unconditional, sampler.guidance)
             velocity(latents, 0, 1.0)
             _, waits = counted(bench, lambda: velocity(latents, 0, 1.0))
