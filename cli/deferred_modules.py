@@ -83,7 +83,7 @@ DEFERRALS: Mapping[str, Deferral] = {
         made={"_AX_TYPE": object, "_PLOT_OUT_TYPE": tuple[object, object], "plot_single_or_multi_val": _plot}
     ),
     "torch._dynamo": Deferral(made={"OptimizedModule": OptimizedModule, "disable": _disable}),
-    "bitsandbytes": Deferral(),  # registers its operators as it is executed
+    "bitsandbytes": Deferral(),  # registers its operators on import
 }
 WHOLE = tuple(name for name, deferral in DEFERRALS.items() if deferral.whole)
 #: other names with two underscores say what a module is: to look at them executes nothing

@@ -124,7 +124,7 @@ def claim_logs(folders: Iterable[Path], run: Path, command: str, digest: str, *,
         run: the run's own folder, which is claimed by itself.
         command: that is about to write.
         digest: see `settings_digest`.
-        resumes: whether a training goes on that has written there before.
+        resumes: whether a training resumes that has written there before.
 
     Returns:
         the folders that were claimed, which are locked now.

@@ -154,7 +154,7 @@ def _train(
 def main() -> None:
     """Train the networks and write their weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reader-steps", type=int, default=900, help="0 leaves that network as it is")
+    parser.add_argument("--reader-steps", type=int, default=900, help="0 keeps that network unchanged")
     parser.add_argument("--letter-steps", type=int, default=700)
     parser.add_argument("--quality-steps", type=int, default=900)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
